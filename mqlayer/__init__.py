@@ -1,0 +1,1 @@
+"""One Producer/Consumer API over many message brokers, chosen by URL."""
