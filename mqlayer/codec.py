@@ -41,6 +41,7 @@ _TRAIL: dict[str, type] = {
     "copied_from": str,
     "origin": str,
     "reason": str,
+    "deliveries": int,
 }
 _NAMES = {field: RESERVED + field.replace("_", "-") for field in (*_FIELDS, *_TRAIL)}
 _BY_NAME = {name: field for field, name in _NAMES.items()}

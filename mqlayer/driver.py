@@ -146,6 +146,7 @@ class Trail(NamedTuple):
         copied_from: The token or place of the delivery of which this is a copy, for whoever checks histories.
         origin: The queue in which it was dead-lettered.
         reason: Why it was dead-lettered.
+        deliveries: How often it had been delivered when it was dead-lettered; its count begins anew with 1 there.
     """
 
     failures: int = 0
@@ -155,6 +156,7 @@ class Trail(NamedTuple):
     copied_from: str | None = None
     origin: str | None = None
     reason: str | None = None
+    deliveries: int = 0
 
 
 NO_TRAIL = Trail()

@@ -160,6 +160,11 @@ class ReceivedMessage:
         return self._outgoing.trail.origin
 
     @property
+    def dead_letter_count(self) -> int:
+        """How often it had been delivered when it was dead-lettered; 0 outside a dead-letter queue."""
+        return self._outgoing.trail.deliveries
+
+    @property
     def failures(self) -> int:
         """How many of its handlers have failed so far."""
         return self._outgoing.trail.failures

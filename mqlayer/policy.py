@@ -166,7 +166,7 @@ def window(prefetch: int, held: int, asked: int, *, proven: bool, suspect_held: 
     a message that takes its worker down takes no neighbours with it.
     """
     demand = held + asked
-    return max(prefetch, demand) if proven and not suspect_held else max(demand, 1 if not held else 0)
+    return max(prefetch, demand) if proven and not suspect_held else demand
 
 
 def split_delay(delay: float, delay_max: float | None, now: float) -> tuple[float, float | None]:

@@ -1,0 +1,257 @@
+"""What a consumer has fetched and what its callers hold: the buffer, the window, the leases. No thread, no socket.
+
+The line that owns the session puts deliveries in and carries out what ``steps`` asks for; callers take them out. All of
+it under one lock, so that a caller's view and the owner's are the same.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+
+from mqlayer.clock import Clock
+from mqlayer.driver import Capabilities, Counts, Incoming, Release, Verdict
+from mqlayer.engine.waiting import Signal
+from mqlayer.errors import ClosedError, MQError
+from mqlayer.policy import delivery_count, is_suspect, lease_margin, renew_after, window
+
+__all__ = ["Held", "Intake"]
+
+_NEVER = float("inf")
+WINDOW_AGAIN = 1.0  #: seconds between two attempts to change a window
+RENEW_AGAIN = 0.2  #: seconds between two attempts to renew a lease that is about to end
+
+
+class Held:
+    """One delivery on its way through this process, from the broker's hand to its settlement."""
+
+    __slots__ = ("count", "given_at", "incoming", "lease", "lease_until", "renew_at", "settled", "suspect", "taken")
+
+    def __init__(self, incoming: Incoming, counts: Counts, now: float) -> None:
+        self.incoming = incoming
+        self.count = delivery_count(counts, incoming)
+        self.suspect = self.count > 1 and is_suspect(counts, incoming)
+        self.given_at = now
+        self.lease_until = incoming.lease_until
+        self.taken = False
+        self.settled = False
+        if incoming.lease_until is not None:
+            self.lease = max(incoming.lease_until - now, 0.0)
+            self.renew_at = now + renew_after(self.lease)
+
+    def stale(self, now: float) -> bool:
+        """Its lease has ended, or is about to: what is done now could meet another consumer's copy."""
+        return self.lease_until is not None and now >= self.lease_until - lease_margin(self.lease)
+
+
+class Intake:
+    """The consumer's side of one line.
+
+    Args:
+        lease: Seconds asked of the broker; ``None``: the broker's default.
+        prefetch: How many deliveries of each queue may be here, once the consumer has proved itself.
+        hold_max: Leases are renewed until a delivery has been held for that many seconds; 0 never renews.
+    """
+
+    def __init__(
+        self, capabilities: Capabilities, *, clock: Clock, prefetch: int, lease: float | None, hold_max: float
+    ) -> None:
+        self.signal = Signal(clock)
+        self.lease = lease
+        self.closed = False
+        self._clock = clock
+        self._prefetch = prefetch
+        self._hold_max = hold_max
+        self._timed = capabilities.timed_lease
+        self._buffer: deque[Held] = deque()
+        self._taken: dict[str, int] = {}
+        self._suspects = 0  # taken and not settled
+        self._asked = 0
+        self._proven = False
+        self._windows: dict[str, int] = {}
+        self._leased: set[Held] = set()  # buffered or taken, where leases are timed
+        self._renew_at = _NEVER  # no lease is due earlier
+        self._error: MQError | None = None
+        self._pause_until = 0.0
+
+    def add_queue(self, queue: str) -> None:
+        """Consume from one queue more."""
+        with self.signal.condition:
+            if queue not in self._windows:
+                self._taken[queue] = self._windows[queue] = 0
+
+    # --- the callers' side -------------------------------------------------------------------------------------------
+
+    def take(self, limit: int) -> list[Held]:
+        """Up to *limit* deliveries that are here already.
+
+        Raises:
+            ClosedError: the consumer is closed. MQError: what ended the consuming, once.
+        """
+        taken: list[Held] = []
+        with self.signal.condition:
+            if self.closed:
+                raise ClosedError("the consumer is closed")
+            buffer = self._buffer
+            now = self._clock.monotonic() if self._timed else 0.0
+            while buffer and len(taken) < limit:
+                held = buffer.popleft()
+                if self._timed and held.stale(now):
+                    self._leased.discard(held)  # it lay too long: the broker has it back
+                    continue
+                held.taken = True
+                self._taken[held.incoming.queue] += 1
+                self._suspects += held.suspect
+                taken.append(held)
+            if not taken and self._error is not None:
+                error, self._error = self._error, None
+                raise error
+        return taken
+
+    def ask(self, change: int) -> None:
+        """A caller waits for that many more deliveries; negative: it waits no longer."""
+        with self.signal.condition:
+            self._asked += change
+
+    def settled(self, held: Held) -> None:
+        """A caller is done with a delivery; the broker is told next. Opens the window if it was no suspect."""
+        with self.signal.condition:
+            self._taken[held.incoming.queue] -= 1
+            self._suspects -= held.suspect
+            self._leased.discard(held)
+            if not held.suspect:
+                self._proven = True
+
+    # --- the owner's side --------------------------------------------------------------------------------------------
+
+    def add(self, got: Sequence[Held]) -> None:
+        """Deliveries have arrived."""
+        with self.signal.condition:
+            self._buffer.extend(got)
+            if self._timed:
+                self._leased.update(got)
+                self._renew_at = min(self._renew_at, min(held.renew_at for held in got))
+            if any(held.suspect for held in got):
+                self._proven = False
+        self.signal.notify()
+
+    def fail(self, error: MQError) -> None:
+        """Consuming ended for a reason that only the caller can mend; told to the next one who takes."""
+        with self.signal.condition:
+            self._error = error
+            self._windows = dict.fromkeys(self._windows, 0)
+        self.signal.notify()
+
+    def unset(self, queue: str) -> None:
+        """The window of a queue could not be changed now; it is tried again after a pause."""
+        with self.signal.condition:
+            self._windows[queue] = -1
+            self._pause_until = self._clock.monotonic() + WINDOW_AGAIN
+
+    def connection_lost(self) -> None:
+        """What is buffered is the broker's again. What callers hold goes stale when they settle it."""
+        with self.signal.condition:
+            self._leased.difference_update(self._buffer)
+            self._buffer.clear()
+
+    def windows(self) -> dict[str, int]:
+        """Queues whose window has to change → the new one; 0 ends the subscription."""
+        with self.signal.condition:
+            changes = self._changes()
+            self._windows.update(changes)
+            return changes
+
+    def _changes(self) -> dict[str, int]:
+        if self._error is not None or self._clock.monotonic() < self._pause_until:
+            return {}  # nothing more is tried until a caller has heard of it, or some time has passed
+        asked = max(self._asked - len(self._buffer), 0)
+        alone = self._suspects > 0
+        changes: dict[str, int] = {}
+        for queue, size in self._windows.items():
+            target = 0
+            if not self.closed:
+                target = window(self._prefetch, self._taken[queue], asked, proven=self._proven, suspect_held=alone)
+            if target != size:
+                changes[queue] = target
+        return changes
+
+    def surplus(self) -> list[Verdict]:
+        """Buffered deliveries that must not stay beside a suspect, or that nobody will take any more."""
+        with self.signal.condition:
+            alone = not self._proven or self._suspects > 0
+            keep = 0 if self.closed else self._asked if alone else len(self._buffer)
+            if keep >= len(self._buffer):
+                return []
+            # a suspect that somebody waits for goes first, alone
+            waiting = sorted(self._buffer, key=lambda held: not held.suspect) if keep else list(self._buffer)
+            self._buffer = deque(waiting[:keep])
+            self._leased.difference_update(waiting[keep:])
+        return [Release(held.incoming) for held in waiting[keep:]]
+
+    def room(self) -> int:
+        """How many deliveries the windows let in together."""
+        return sum(size for size in self._windows.values() if size > 0)
+
+    def due(self, now: float) -> list[Held]:
+        """Deliveries whose lease is to be renewed now."""
+        if now < self._renew_at:
+            return []
+        with self.signal.condition:
+            due: list[Held] = []
+            for held in self._leased:
+                if held.renew_at <= now:
+                    if now - held.given_at < self._hold_max:
+                        due.append(held)
+                    held.renew_at = _NEVER  # until the renewal is confirmed
+            self._renew_at = min((held.renew_at for held in self._leased), default=_NEVER)
+        return due
+
+    def renewed(self, held: Held, seconds: float) -> None:
+        """The broker has extended a lease to *seconds* from now."""
+        with self.signal.condition:
+            now = self._clock.monotonic()
+            held.lease_until = now + seconds
+            held.lease = seconds
+            held.renew_at = now + renew_after(seconds) if self._hold_max else _NEVER
+            self._renew_at = min(self._renew_at, held.renew_at)
+
+    def renew_soon(self, held: Held) -> None:
+        """A renewal failed without an answer: tried again while the lease lasts."""
+        with self.signal.condition:
+            now = self._clock.monotonic()
+            held.renew_at = now + renew_after(max((held.lease_until or now) - now, RENEW_AGAIN))
+            self._renew_at = min(self._renew_at, held.renew_at)
+
+    def gone(self, held: Held) -> None:
+        """The broker says that a lease is over."""
+        with self.signal.condition:
+            held.lease_until = self._clock.monotonic()
+            self._leased.discard(held)
+            if not held.taken and held in self._buffer:
+                self._buffer.remove(held)
+
+    @property
+    def restless(self) -> bool:
+        """The owner has something to change before it may sleep: a window, or a surplus."""
+        with self.signal.condition:
+            alone = not self._proven or self._suspects > 0
+            return bool(self._changes()) or len(self._buffer) > (0 if self.closed else self._asked if alone else _NEVER)
+
+    @property
+    def renew_at(self) -> float:
+        """Monotonic seconds before which no lease is due; infinite if there is none."""
+        return self._renew_at
+
+    @property
+    def proven(self) -> bool:
+        """Deliveries may run side by side: the last ones that were settled were no suspects, and none is held."""
+        return self._proven and not self._suspects
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """Deliveries buffered, and held by callers."""
+        with self.signal.condition:
+            return len(self._buffer), sum(self._taken.values())
+
+    def close(self) -> None:
+        with self.signal.condition:
+            self.closed = True
+        self.signal.notify()

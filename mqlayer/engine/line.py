@@ -1,0 +1,399 @@
+"""A line: one thread that owns one session, and what callers hand to it.
+
+Callers append to queues and wait for futures; the owner takes whatever is queued at each turn and hands it to the session
+as one batch. Nothing else touches the session but ``wake`` and ``abort``. An idle owner turns every ``IDLE`` seconds.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from typing import Any, Protocol, TypeVar
+
+from mqlayer.clock import Clock
+from mqlayer.driver import Capabilities, Extend, Incoming, Outgoing, Session, Verdict
+from mqlayer.engine.intake import Held, Intake
+from mqlayer.engine.outbox import Outbox
+from mqlayer.engine.parcel import GRACE, Parcel, Target, no_room, no_word
+from mqlayer.engine.settlements import Settlement, Settlements
+from mqlayer.engine.waiting import Signal
+from mqlayer.errors import (
+    ClosedError,
+    ConnectionLostError,
+    MQError,
+    RequestTimeoutError,
+    StaleDeliveryError,
+)
+from mqlayer.layers.observed import Observations
+
+__all__ = ["Line", "ThreadLine"]
+
+IDLE = 1.0  #: seconds between two turns of an idle line
+
+T = TypeVar("T")
+log = logging.getLogger("mqlayer")
+
+
+class Line(Protocol):
+    """What the public API needs of a connection, whether a thread owns it or the caller's own does the work."""
+
+    @property
+    def inline(self) -> bool:
+        """Calls are done at once, in the caller's thread: futures come finished."""
+        ...
+
+    @property
+    def seen(self) -> Observations: ...
+    @property
+    def room(self) -> Signal:
+        """Notified when ``submit`` may have room again."""
+        ...
+
+    @property
+    def arrivals(self) -> Signal:
+        """Notified when ``take`` may find something, or will raise."""
+        ...
+
+    @property
+    def proven(self) -> bool:
+        """Deliveries may run side by side."""
+        ...
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """Deliveries that wait here for a caller, and that callers hold."""
+        ...
+
+    def send(self, target: Target, outgoing: Outgoing, deadline: float) -> None: ...
+    def submit(self, parcel: Parcel) -> bool: ...
+    def await_fate(self, parcel: Parcel) -> None: ...
+    def withdraw(self, parcel: Parcel) -> None: ...
+    def call(self, call: Callable[[Session, float], T], timeout: float) -> "Future[T]": ...
+    def consume(self, queue: str) -> None: ...
+    def take(self, limit: int) -> list[Held]: ...
+    def look(self) -> "Future[None]": ...
+    def ask(self, change: int) -> None: ...
+    def settle(self, held: Held, verdict: Verdict, *, give_back: bool = False) -> "Future[None]": ...
+    def settle_later(self, held: Held, verdict: Verdict) -> None: ...
+    def stop(self) -> None: ...
+    def close(self, timeout: float) -> None: ...
+
+
+class _Call:
+    __slots__ = ("call", "deadline", "future")
+
+    def __init__(self, call: Callable[[Session, float], Any], deadline: float) -> None:
+        self.call = call
+        self.deadline = deadline
+        self.future: Future[Any] = Future()
+
+
+class ThreadLine:
+    """A line whose session may block: a daemon thread owns it, started on first use.
+
+    Args:
+        make: Makes the session, at once and without connecting. Its argument is called in the owner's thread when a
+            connection has ended.
+        timeout: Seconds for what has no deadline of its own, such as settlements.
+        creates: The line may create a missing dead-letter queue.
+    """
+
+    inline = False
+
+    def __init__(
+        self,
+        name: str,
+        make: Callable[[Callable[[], None]], Session],
+        capabilities: Capabilities,
+        *,
+        clock: Clock,
+        seen: Observations,
+        timeout: float,
+        creates: bool = True,
+        intake: Intake | None = None,
+    ) -> None:
+        self.seen = seen
+        self._name = name
+        self._counts = capabilities.counts
+        self._clock = clock
+        self._timeout = timeout
+        self._consuming = intake
+        self._outbox = Outbox(clock)
+        self._settlements = Settlements(intake, timeout=timeout, creates=creates) if intake else None
+        self._calls: deque[_Call] = deque()
+        self._session = make(intake.connection_lost if intake else _nothing)
+        self._idle = False
+        self._closing = False
+        self._broken: BaseException | None = None
+        self._thread: threading.Thread | None = None
+        self._start = threading.Lock()
+
+    # --- callers: sending --------------------------------------------------------------------------------------------
+
+    @property
+    def room(self) -> Signal:
+        return self._outbox.room
+
+    def submit(self, parcel: Parcel) -> bool:
+        """Queue a message; False if there is no room (``room`` tells when there may be).
+
+        Raises:
+            ClosedError: the connection is closed.
+        """
+        with self.room.condition:
+            self._check_open()
+            if not self._outbox.put(parcel):
+                return False
+        self._poke()
+        return True
+
+    def send(self, target: Target, outgoing: Outgoing, deadline: float) -> None:
+        """Queue a message, wait for room and for its fate.
+
+        Raises:
+            SendError: as its ``fate`` says.
+        """
+        parcel = Parcel(target, outgoing, deadline, None)
+        room = self.room
+        while True:
+            version = room.version
+            if self.submit(parcel):
+                break
+            left = deadline - self._clock.monotonic()
+            if left <= 0:
+                raise no_room(parcel)
+            room.wait(version, left)
+        self.await_fate(parcel)
+
+    def await_fate(self, parcel: Parcel) -> None:
+        """Wait for the fate of a queued message: until its deadline, and a little longer if it is in flight then.
+
+        Raises:
+            SendError: as its ``fate`` says.
+        """
+        try:
+            parcel.future.result(max(parcel.deadline - self._clock.monotonic(), 0.0))
+        except FutureTimeoutError:
+            self.withdraw(parcel)
+            try:
+                parcel.future.result(GRACE)
+            except FutureTimeoutError:
+                raise no_word(parcel) from None
+
+    def withdraw(self, parcel: Parcel) -> None:
+        """Give a message that was not handed over yet its fate; one that was gets it from the owner."""
+        self._outbox.withdraw(parcel)
+
+    def call(self, call: Callable[[Session, float], T], timeout: float) -> "Future[T]":
+        """Have the owner do *call* with the session and the seconds left."""
+        item = _Call(call, self._clock.monotonic() + timeout)
+        with self.room.condition:
+            self._check_open()
+            self._calls.append(item)
+        self._poke()
+        return item.future
+
+    # --- callers: consuming ------------------------------------------------------------------------------------------
+
+    def consume(self, queue: str) -> None:
+        """Take deliveries from that queue too."""
+        self._intake.add_queue(queue)
+
+    def take(self, limit: int) -> list[Held]:
+        """Up to *limit* deliveries that are here already."""
+        return self._intake.take(limit)
+
+    def look(self) -> "Future[None]":
+        """Have the owner ask the broker once for what callers wait for."""
+
+        def look(session: Session, left: float) -> None:
+            self._do_settlements()
+            self._arrived(session.receive(self._intake.room(), 0.0))
+
+        return self.call(look, self._timeout)
+
+    def ask(self, change: int) -> None:
+        """A caller begins, or ceases, to wait for that many deliveries."""
+        self._intake.ask(change)
+        if change > 0:
+            self._poke()
+
+    def settle(self, held: Held, verdict: Verdict, *, give_back: bool = False) -> "Future[None]":
+        """Queue a verdict. With *give_back*, a delivery whose copy fails goes back to its queue."""
+        future: Future[None] = Future()
+        self._put_settlement(Settlement(held, verdict, future, give_back))
+        return future
+
+    def settle_later(self, held: Held, verdict: Verdict) -> None:
+        """Queue a verdict of which nobody awaits the end."""
+        self._put_settlement(Settlement(held, verdict))
+
+    def _put_settlement(self, item: Settlement) -> None:
+        if self._settlements is None:
+            raise ClosedError(f"{self._name} does not consume")
+        with self.room.condition:
+            if self._closing:
+                raise StaleDeliveryError(f"{self._name} is closed; the broker has the message back")
+            self._check_open()
+            self._settlements.put(item)
+        if item.held is not None and type(item.verdict) is not Extend:
+            self._intake.settled(item.held)
+        self._poke()
+
+    @property
+    def arrivals(self) -> Signal:
+        return self._intake.signal
+
+    @property
+    def proven(self) -> bool:
+        return self._intake.proven
+
+    @property
+    def load(self) -> tuple[int, int]:
+        return self._consuming.load if self._consuming is not None else (0, 0)
+
+    @property
+    def _intake(self) -> Intake:
+        if self._consuming is None:
+            raise ClosedError(f"{self._name} does not consume")
+        return self._consuming
+
+    # --- callers: the end --------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Take nothing more: callers that wait are told, what is buffered goes back. Settlements go on."""
+        if self._consuming is not None:
+            self._consuming.close()
+            self._poke()
+
+    def close(self, timeout: float) -> None:
+        """Hand over what is queued, settle, give back, end. What is left at the deadline gets its fate.
+
+        Again, or from several threads: waits for the same end.
+        """
+        self.stop()
+        with self.room.condition:
+            self._closing = True
+            self._outbox.ends_at = min(self._outbox.ends_at, self._clock.monotonic() + timeout)
+        self._poke()
+        with self._start:
+            thread = self._thread
+        if thread is None:
+            self._session.close(timeout)
+        elif thread is not threading.current_thread():
+            thread.join(timeout)
+            if thread.is_alive():
+                self._session.abort()
+                thread.join(GRACE)
+        self.room.notify()
+
+    def _check_open(self) -> None:
+        if self._broken is not None:
+            raise ConnectionLostError(f"{self._name} ended with {self._broken!r}") from self._broken
+        if self._closing:
+            raise ClosedError(f"{self._name} is closed")
+
+    def _poke(self) -> None:
+        if self._thread is None:
+            with self._start:
+                if self._thread is None and (self._pending() or not self._closing):
+                    self._thread = threading.Thread(target=self._run, name=f"mqlayer {self._name}", daemon=True)
+                    self._thread.start()
+        elif self._idle:
+            self._idle = False
+            self._session.wake()
+
+    def _pending(self) -> bool:
+        return bool(self._outbox or self._settlements or self._calls)
+
+    # --- the owner ---------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        error: BaseException = ClosedError(f"{self._name} is closed")
+        try:
+            while self._turn():
+                pass
+        except BaseException as exc:  # a defect: whoever waits must hear of it, then it goes its way
+            log.exception("%s ended", self._name)
+            error = self._broken = exc
+            raise
+        finally:
+            self._end(error)
+
+    def _turn(self) -> bool:
+        """Everything that is queued, then whatever arrives. False when there is nothing more to do for ever."""
+        self._do_calls()
+        self._do_settlements()
+        if self._outbox:
+            self._outbox.hand_over(self._session)
+        if self._closing and (not self._pending() or self._clock.monotonic() >= self._outbox.ends_at):
+            return False
+        self._receive()
+        return True
+
+    def _do_calls(self) -> None:
+        while self._calls:
+            item = self._calls.popleft()
+            if not item.future.set_running_or_notify_cancel():
+                continue
+            left = item.deadline - self._clock.monotonic()
+            try:
+                if left <= 0:
+                    raise RequestTimeoutError(f"{self._name} was busy until the call's time was up")
+                result = item.call(self._session, left)
+            except MQError as error:
+                item.future.set_exception(error)
+            else:
+                item.future.set_result(result)
+
+    def _do_settlements(self) -> None:
+        if self._settlements is not None:
+            self._settlements.carry_out(self._session, self._clock.monotonic())
+
+    def _receive(self) -> None:
+        intake = self._consuming
+        limit, timeout = 0, IDLE
+        if intake is not None:
+            limit = intake.room()
+            timeout = min(max(intake.renew_at - self._clock.monotonic(), 0.0), IDLE)
+        self._idle = True
+        if self._pending() or self._closing or (intake is not None and intake.restless):
+            self._idle = False
+            limit, timeout = 0, 0.0  # serves the connection, asks for nothing
+        try:
+            self._arrived(self._session.receive(limit, timeout))
+        except MQError as error:
+            if intake is None:
+                raise
+            intake.fail(error)
+        finally:
+            self._idle = False
+
+    def _arrived(self, got: Sequence[Incoming]) -> None:
+        if got:
+            now = self._clock.monotonic()
+            self._intake.add([Held(incoming, self._counts, now) for incoming in got])
+
+    def _end(self, error: BaseException) -> None:
+        """Whoever still waits is told; what is unsettled goes back with the session."""
+        with self.room.condition:
+            self._closing = True
+            calls, self._calls = self._calls, deque()
+        self._outbox.fail(self._name)
+        if self._settlements is not None:
+            self._settlements.fail(error)
+            self._intake.close()
+        for item in calls:
+            item.future.set_exception(error)
+        try:
+            left = self._outbox.ends_at - self._clock.monotonic()
+            self._session.close(min(max(left, 1.0), self._timeout))
+        except MQError as exc:
+            log.warning("%s could not be closed in order: %s", self._name, exc)
+        self.room.notify()
+
+
+def _nothing() -> None:
+    return None

@@ -1,0 +1,102 @@
+"""Messages on their way out of one line: callers put in, the owner hands over in batches and tells each its fate."""
+
+import logging
+from collections import deque
+
+from mqlayer.clock import Clock
+from mqlayer.driver import Session
+from mqlayer.engine.parcel import Parcel, Target, closed_before, final, may_try_again, once_more, resolve, too_late
+from mqlayer.engine.waiting import Signal
+from mqlayer.errors import SendError
+
+__all__ = ["Outbox"]
+
+SEND_WINDOW = 1024  #: messages that wait to be handed to the session; a sender beyond it waits
+BATCH_MAX = 1024  #: messages handed to the session at once
+log = logging.getLogger("mqlayer")
+
+
+class Outbox:
+    """Bounded by ``SEND_WINDOW``. One lock, which is the signal's that tells of room."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.room = Signal(clock)
+        self._clock = clock
+        self._queue: deque[Parcel] = deque()
+        self.ends_at = float("inf")  #: monotonic seconds after which nothing is handed over any more
+
+    def __bool__(self) -> bool:
+        return bool(self._queue)
+
+    def put(self, parcel: Parcel) -> bool:
+        """Queue a message, under the lock; False: no room."""
+        if len(self._queue) >= SEND_WINDOW:
+            return False
+        self._queue.append(parcel)
+        return True
+
+    def withdraw(self, parcel: Parcel) -> None:
+        """At its deadline: a message that was not handed over yet gets its fate here; any other, from the owner."""
+        with self.room.condition:
+            if parcel.gone:
+                return
+            parcel.gone = True
+        resolve([(parcel, too_late(parcel))])
+
+    def hand_over(self, session: Session) -> None:
+        """Send what is queued, a batch for each target. What fails and still has time is queued again, at the front."""
+        by_target: dict[Target, list[Parcel]] = {}
+        with self.room.condition:
+            for _ in range(min(len(self._queue), BATCH_MAX)):
+                parcel = self._queue.popleft()
+                by_target.setdefault(parcel.target, []).append(parcel)
+        self.room.notify()
+        again: list[Parcel] = []
+        for target, parcels in by_target.items():
+            again.extend(self._hand_over(session, target, parcels))
+        if again:
+            with self.room.condition:
+                self._queue.extendleft(reversed(again))
+
+    def _hand_over(self, session: Session, target: Target, parcels: list[Parcel]) -> list[Parcel]:
+        now = self._clock.monotonic()
+        batch: list[Parcel] = []
+        fates: list[tuple[Parcel, SendError | None]] = []
+        with self.room.condition:
+            for parcel in parcels:
+                if parcel.gone:
+                    continue  # withdrawn by its caller, who has its error
+                parcel.gone = True
+                if parcel.deadline <= now or self.ends_at <= now:
+                    fates.append((parcel, too_late(parcel)))
+                else:
+                    batch.append(parcel)
+        again: list[Parcel] = []
+        if batch:
+            is_topic, name = target
+            deadline = min(min(parcel.deadline for parcel in batch), self.ends_at)
+            send = session.publish if is_topic else session.send
+            failures = send(name, [parcel.outgoing for parcel in batch], deadline - now)
+            now = self._clock.monotonic()
+            for place, parcel in enumerate(batch):
+                error = failures.get(place)
+                if error is None:
+                    fates.append((parcel, None))
+                elif may_try_again(error) and min(parcel.deadline, self.ends_at) > now:
+                    again.append(once_more(parcel, error))
+                else:
+                    fates.append((parcel, final(error, parcel)))
+        resolve(fates)
+        return again
+
+    def fail(self, name: str) -> None:
+        """Nothing is handed over any more: what is queued was not sent."""
+        with self.room.condition:
+            waiting = [parcel for parcel in self._queue if not parcel.gone]
+            self._queue.clear()
+            for parcel in waiting:
+                parcel.gone = True
+        if waiting:
+            log.warning("%s is closed; %d messages were not sent", name, len(waiting))
+        resolve([(parcel, closed_before(parcel)) for parcel in waiting])
+        self.room.notify()

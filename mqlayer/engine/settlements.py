@@ -1,0 +1,133 @@
+"""Verdicts on their way to the broker: the callers' own, the window's surplus, and the renewal of leases."""
+
+import logging
+from collections import deque
+from concurrent.futures import Future
+
+from mqlayer.driver import Declare, Extend, Forward, QueueOptions, Release, Session, Verdict
+from mqlayer.engine.intake import Held, Intake
+from mqlayer.errors import MQError, StaleDeliveryError
+
+__all__ = ["Settlement", "Settlements"]
+
+SUBSCRIBE_TIMEOUT = 5.0  #: seconds for changing one window
+log = logging.getLogger("mqlayer")
+
+
+class Settlement:
+    """One verdict, and who waits for it (``None``: nobody)."""
+
+    __slots__ = ("future", "give_back", "held", "verdict")
+
+    def __init__(
+        self, held: Held | None, verdict: Verdict, future: Future[None] | None = None, give_back: bool = False
+    ) -> None:
+        self.held = held
+        self.verdict = verdict
+        self.future = future
+        self.give_back = give_back
+
+
+class Settlements:
+    """Carried out by the owner, all that is queued at once.
+
+    Args:
+        timeout: Seconds for one batch.
+        creates: A missing dead-letter queue may be created.
+    """
+
+    def __init__(self, intake: Intake, *, timeout: float, creates: bool) -> None:
+        self._intake = intake
+        self._timeout = timeout
+        self._creates = creates
+        self._queue: deque[Settlement] = deque()
+        self._ensured: set[str] = set()
+
+    def __bool__(self) -> bool:
+        return bool(self._queue)
+
+    def put(self, item: Settlement) -> None:
+        self._queue.append(item)
+
+    def carry_out(self, session: Session, now: float) -> None:
+        """Adjust the windows, then settle whatever there is to settle."""
+        intake = self._intake
+        for queue, size in intake.windows().items():
+            self._set_window(session, queue, size)
+        items = [Settlement(None, verdict) for verdict in intake.surplus()]
+        while self._queue:
+            items.append(self._queue.popleft())
+        items.extend(Settlement(held, Extend(held.incoming, held.lease)) for held in intake.due(now))
+        ready = [item for item in items if self._target_exists(session, item)]
+        if not ready:
+            return
+        failures = session.settle([item.verdict for item in ready], self._timeout)
+        for place, item in enumerate(ready):
+            error = failures.get(place)
+            if error is None:
+                self._succeeded(item)
+            else:
+                self._failed(item, error)
+
+    def _set_window(self, session: Session, queue: str, size: int) -> None:
+        try:
+            if size:
+                session.subscribe(queue, size, self._intake.lease, SUBSCRIBE_TIMEOUT)
+            else:
+                session.unsubscribe(queue, SUBSCRIBE_TIMEOUT)
+        except MQError as error:
+            if not error.retryable:
+                self._intake.fail(error)
+            elif (
+                not self._intake.closed
+            ):  # not connected, or slow: the next connection subscribes, a later turn looks again
+                self._intake.unset(queue)
+
+    def _target_exists(self, session: Session, item: Settlement) -> bool:
+        """Make sure of the queue that a dead letter goes to, the first time."""
+        verdict = item.verdict
+        if not self._creates or type(verdict) is not Forward or verdict.queue in self._ensured:
+            return True
+        try:
+            session.declare(verdict.queue, QueueOptions(), Declare.ENSURE, self._timeout)
+        except MQError as error:
+            self._failed(item, error)
+            return False
+        self._ensured.add(verdict.queue)
+        return True
+
+    def _succeeded(self, item: Settlement) -> None:
+        if type(item.verdict) is Extend and item.held is not None:
+            self._intake.renewed(item.held, item.verdict.seconds)
+        if item.future is not None:
+            item.future.set_result(None)
+
+    def _failed(self, item: Settlement, error: MQError) -> None:
+        verdict = item.verdict
+        if type(verdict) is Extend:
+            self._not_extended(item, error)
+        elif not isinstance(error, StaleDeliveryError):
+            if type(verdict) is Forward:
+                self._ensured.discard(verdict.queue)
+            if item.give_back and type(verdict) is not Release:
+                log.warning("a delivery of %r goes back to its queue: %s", verdict.of.queue, error)
+                self._queue.append(Settlement(None, Release(verdict.of)))
+        if item.future is not None:
+            item.future.set_exception(error)
+        elif type(verdict) is not Extend:
+            log.warning("a delivery of %r could not be settled: %s", verdict.of.queue, error)
+
+    def _not_extended(self, item: Settlement, error: MQError) -> None:
+        if item.held is None:
+            return
+        if isinstance(error, StaleDeliveryError):
+            self._intake.gone(item.held)
+        else:
+            self._intake.renew_soon(item.held)
+
+    def fail(self, error: BaseException) -> None:
+        """Nothing is carried out any more."""
+        while self._queue:
+            item = self._queue.popleft()
+            if item.future is not None:
+                item.future.set_exception(error)

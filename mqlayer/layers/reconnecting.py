@@ -1,0 +1,367 @@
+"""A session that outlives its connections: it connects, declares, binds, subscribes and sends again by itself.
+
+What it repeats it says: a message that may have been stored already is sent again under the same id with ``resent`` in
+its trail. Deliveries of an ended connection cannot be settled any more (their tokens carry the connection's epoch); the
+broker hands them over again.
+"""
+
+import logging
+import random
+import threading
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from mqlayer.clock import Clock
+from mqlayer.driver import Capabilities, Declare, Failures, Incoming, Outgoing, QueueOptions, Session, Stats, Verdict
+from mqlayer.errors import (
+    BrokerError,
+    ClosedError,
+    ConnectionLostError,
+    MQError,
+    NotSentError,
+    OutcomeUnknownError,
+    QueueNotFoundError,
+    RequestTimeoutError,
+    SendTimeoutError,
+    StaleDeliveryError,
+    ThrottledError,
+)
+from mqlayer.policy import reconnect_delay
+
+__all__ = ["Reconnecting"]
+
+ABORT_TIMEOUT = 1.0  #: seconds given to an ended session to let go of its socket
+T = TypeVar("T")
+log = logging.getLogger("mqlayer")
+
+
+class Reconnecting:
+    """Holds at most one live session and makes another when that one's connection ends.
+
+    Args:
+        connect: Makes a session, trying each host once, within the given seconds.
+        capabilities: What the backend's sessions can do; read from the first one.
+        first: A session that is connected already.
+        on_change: Called with the error when a connection ends or an attempt fails, and with ``None`` when one is made.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[float], Session],
+        capabilities: Capabilities,
+        *,
+        clock: Clock,
+        first: Session | None = None,
+        on_change: Callable[[MQError | None], None] = lambda error: None,
+    ) -> None:
+        self._connect = connect
+        self._capabilities = capabilities
+        self._clock = clock
+        self._session = first
+        self._on_change = on_change
+        self._ended = False  # by abort or close: nothing is tried any more
+        self._woken = False
+        self._pause = threading.Condition()
+        self._attempts = 0
+        self._retry_at = 0.0
+        # What a new connection has to be told. A queue that was only checked is not created behind the user's back.
+        self._declared: dict[str, QueueOptions] = {}
+        self._bound: dict[tuple[str, str | None], str] = {}  # → the name that the caller knows
+        self._queue_now: dict[str, str] = {}  # the caller's name of a temporary queue → its name on this connection
+        self._subscribed: dict[str, tuple[int, float | None]] = {}
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._capabilities
+
+    # --- verbs that may simply be done again -------------------------------------------------------------------------
+
+    def declare(self, queue: str, options: QueueOptions, mode: Declare, timeout: float) -> QueueOptions:
+        stored = self._again(timeout, lambda session, left: session.declare(queue, options, mode, left))
+        if mode is not Declare.CHECK:
+            self._declared[queue] = options
+        return stored
+
+    def bind(self, topic: str, group: str | None, timeout: float) -> str:
+        name = self._again(timeout, lambda session, left: session.bind(topic, group, left))
+        return self._bound.setdefault((topic, group), name)
+
+    def subscribe(self, queue: str, window: int, lease: float | None, timeout: float) -> None:
+        self._subscribed[queue] = (window, lease)
+        try:
+            self._again(timeout, lambda session, left: session.subscribe(self._now(queue), window, lease, left))
+        except QueueNotFoundError:
+            self._subscribed.pop(queue, None)  # else no connection could be restored any more
+            raise
+
+    def unsubscribe(self, queue: str, timeout: float) -> None:
+        self._subscribed.pop(queue, None)
+        if self._session is not None:  # without a connection there is no subscription to end
+            self._again(timeout, lambda session, left: session.unsubscribe(self._now(queue), left))
+
+    def stats(self, queue: str, timeout: float) -> Stats:
+        return self._again(timeout, lambda session, left: session.stats(self._now(queue), left))
+
+    def peek(self, queue: str, limit: int, timeout: float) -> Sequence[Incoming]:
+        return self._again(timeout, lambda session, left: session.peek(self._now(queue), limit, left))
+
+    def purge(self, queue: str, timeout: float) -> int | None:
+        return self._again(timeout, lambda session, left: session.purge(self._now(queue), left))
+
+    def delete(self, queue: str, timeout: float) -> None:
+        self._declared.pop(queue, None)
+        self._again(timeout, lambda session, left: session.delete(self._now(queue), left))
+
+    # --- deliveries --------------------------------------------------------------------------------------------------
+
+    def receive(self, limit: int, timeout: float) -> Sequence[Incoming]:
+        """As the driver says; while there is no connection it tries to make one, and returns nothing meanwhile.
+
+        Raises:
+            QueueNotFoundError: a subscribed queue is gone.
+        """
+        session = self._session
+        if session is None:
+            try:
+                self._live(self._clock.monotonic() + timeout, interruptible=True)
+            except QueueNotFoundError:
+                raise
+            except MQError:
+                # Noted in ``_note``. Even refused credentials pass: a broker that is starting refuses them for a while.
+                return ()
+            finally:
+                self._woken = False
+            return ()  # what arrived with the subscription is there at the next call, and the caller's clock moved on
+        try:
+            got = session.receive(limit, timeout)
+        except ConnectionLostError as error:
+            self._drop(session, error)
+            return ()
+        if self._queue_now and got:
+            known = {now: name for name, now in self._queue_now.items()}
+            return [incoming._replace(queue=known.get(incoming.queue, incoming.queue)) for incoming in got]
+        return got
+
+    def settle(self, verdicts: Sequence[Verdict], timeout: float) -> Failures:
+        session = self._session
+        if session is None:
+            return {index: _stale(verdict) for index, verdict in enumerate(verdicts)}
+        try:
+            return session.settle(verdicts, timeout)
+        except ConnectionLostError as error:
+            self._drop(session, error)
+            return {index: _stale(verdict) for index, verdict in enumerate(verdicts)}
+
+    # --- sends -------------------------------------------------------------------------------------------------------
+
+    def send(self, queue: str, batch: Sequence[Outgoing], timeout: float) -> Failures:
+        return self._deliver(batch, timeout, lambda session, part, left: session.send(self._now(queue), part, left))
+
+    def publish(self, topic: str, batch: Sequence[Outgoing], timeout: float) -> Failures:
+        return self._deliver(batch, timeout, lambda session, part, left: session.publish(topic, part, left))
+
+    def _deliver(
+        self, batch: Sequence[Outgoing], timeout: float, send: Callable[[Session, Sequence[Outgoing], float], Failures]
+    ) -> Failures:
+        """Send until every message is stored or refused, or the time is up."""
+        deadline = self._clock.monotonic() + timeout
+        final: dict[int, MQError] = {}
+        doubtful: dict[int, MQError] = {}  # index → why an attempt of it is unknown
+        places = list(range(len(batch)))
+        messages = batch
+        while True:
+            try:
+                session = self._live(deadline)
+                left = max(deadline - self._clock.monotonic(), 0.0)
+                failures = self._attempt(session, messages, left, send)
+            except MQError as error:
+                failures = {place: _not_sent(error) for place in range(len(messages))}
+            if not failures:
+                return final
+            again: list[int] = []
+            for place, failure in sorted(failures.items()):
+                index = places[place]
+                if isinstance(failure, OutcomeUnknownError):
+                    doubtful[index] = failure
+                    again.append(index)
+                elif isinstance(failure, (NotSentError, ThrottledError)):
+                    again.append(index)
+                    final[index] = failure if isinstance(failure, NotSentError) else _not_sent(failure)
+                else:
+                    final[index] = failure
+            if not again or self._ended or self._clock.monotonic() >= deadline:
+                final.update({index: doubtful[index] for index in again if index in doubtful})
+                return {index: _in_doubt(error, doubtful.get(index)) for index, error in final.items()}
+            for index in again:
+                final.pop(index, None)
+            places = again
+            messages = [_resent(batch[index]) if index in doubtful else batch[index] for index in again]
+            self._back_off(deadline)
+
+    def _attempt(
+        self,
+        session: Session,
+        messages: Sequence[Outgoing],
+        left: float,
+        send: Callable[[Session, Sequence[Outgoing], float], Failures],
+    ) -> Failures:
+        try:
+            failures = send(session, messages, left)
+            if any(isinstance(error, (OutcomeUnknownError, NotSentError)) for error in failures.values()):
+                session.receive(0, 0.0)  # does the connection still live? A channel may have ended alone
+        except ConnectionLostError as error:
+            self._drop(session, error)
+            return {index: OutcomeUnknownError(str(error)) for index in range(len(messages))}
+        else:
+            if not failures:
+                self._attempts = 0
+            return failures
+
+    # --- the connection ----------------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        self._woken = True
+        session = self._session
+        if session is not None:
+            session.wake()
+        with self._pause:
+            self._pause.notify_all()
+
+    def abort(self) -> None:
+        self._ended = True
+        session = self._session
+        if session is not None:
+            session.abort()
+        with self._pause:
+            self._pause.notify_all()
+
+    def close(self, timeout: float) -> None:
+        self._ended = True
+        session, self._session = self._session, None
+        if session is not None:
+            session.close(timeout)
+
+    def _again(self, timeout: float, call: Callable[[Session, float], T]) -> T:
+        """Do *call* on a live session; on another one if the connection ends meanwhile."""
+        deadline = self._clock.monotonic() + timeout
+        while True:
+            session = self._live(deadline)
+            try:
+                return call(session, max(deadline - self._clock.monotonic(), 0.0))
+            except ConnectionLostError as error:
+                self._drop(session, error)
+                if self._ended or self._clock.monotonic() >= deadline:
+                    raise
+
+    def _live(self, deadline: float, *, interruptible: bool = False) -> Session:
+        """The session, connected anew if need be.
+
+        Raises:
+            BrokerError: the last attempt's error, at the deadline.
+        """
+        while True:
+            if self._ended:
+                raise ClosedError("the connection is closed")
+            if self._session is not None:
+                return self._session
+            if not self._wait_until(min(self._retry_at, deadline), interruptible):
+                raise ConnectionLostError("not connected; woken")
+            left = deadline - self._clock.monotonic()
+            if self._retry_at > self._clock.monotonic() or (left <= 0 and self._attempts):
+                raise ConnectionLostError("not connected; the next attempt is due later")
+            try:
+                return self._make(max(left, 0.0))
+            except MQError as error:
+                self._note(error)
+                if interruptible or isinstance(error, QueueNotFoundError) or self._clock.monotonic() >= deadline:
+                    raise
+                if not isinstance(error, (BrokerError, RequestTimeoutError)):
+                    raise
+
+    def _make(self, timeout: float) -> Session:
+        deadline = self._clock.monotonic() + timeout
+        session = self._connect(timeout)
+        try:
+            self._restore(session, deadline)
+        except MQError:
+            session.close(0.0)
+            raise
+        self._session = session
+        if self._ended:  # aborted while connecting: nobody would end this session otherwise
+            session.abort()
+        self._attempts = 0
+        self._on_change(None)
+        return session
+
+    def _restore(self, session: Session, deadline: float) -> None:
+        def left() -> float:
+            return max(deadline - self._clock.monotonic(), 0.0)
+
+        for queue, options in self._declared.items():
+            session.declare(queue, options, Declare.ENSURE, left())
+        for (topic, group), name in self._bound.items():
+            now = session.bind(topic, group, left())
+            if now != name:
+                self._queue_now[name] = now
+        for queue, (window, lease) in self._subscribed.items():
+            session.subscribe(self._now(queue), window, lease, left())
+
+    def _now(self, queue: str) -> str:
+        return self._queue_now.get(queue, queue) if self._queue_now else queue
+
+    def _drop(self, session: Session, error: MQError) -> None:
+        """The connection has ended: what it held is the broker's again."""
+        if self._session is session:
+            self._session = None
+        self._note(error)
+        session.abort()
+        session.close(ABORT_TIMEOUT)
+
+    def _note(self, error: MQError) -> None:
+        self._retry_at = self._clock.monotonic() + reconnect_delay(self._attempts, random.random())
+        self._attempts += 1
+        self._on_change(error)
+
+    def _back_off(self, deadline: float) -> None:
+        """Between two attempts on a connection that lives, so that a broker that says no at once is not hammered."""
+        if self._session is not None:
+            pause = reconnect_delay(self._attempts, random.random())
+            self._attempts += 1
+            self._wait_until(min(self._clock.monotonic() + pause, deadline), interruptible=False)
+
+    def _wait_until(self, when: float, interruptible: bool) -> bool:
+        """Wait; False if woken before, where that counts."""
+        with self._pause:
+            while not self._ended:
+                if interruptible and self._woken:
+                    return False
+                left = when - self._clock.monotonic()
+                if left <= 0:
+                    break
+                self._clock.wait(self._pause, left)
+        return True
+
+
+def _stale(verdict: Verdict) -> StaleDeliveryError:
+    return StaleDeliveryError(
+        f"a delivery of {verdict.of.queue!r} came on a connection that has ended; the broker hands it over again"
+    )
+
+
+def _not_sent(error: MQError) -> MQError:
+    not_sent = SendTimeoutError(f"not sent: {error}")
+    not_sent.__cause__ = error
+    return not_sent
+
+
+def _in_doubt(error: MQError, doubt: MQError | None) -> MQError:
+    """A message of which one attempt is unknown stays unknown, whatever the last attempt says."""
+    if doubt is None or isinstance(error, OutcomeUnknownError):
+        return error
+    unknown = OutcomeUnknownError(f"{doubt}; then, sent again: {error}")
+    unknown.__cause__ = error
+    return unknown
+
+
+def _resent(outgoing: Outgoing) -> Outgoing:
+    return outgoing._replace(trail=outgoing.trail._replace(resent=outgoing.trail.resent + 1))
