@@ -178,8 +178,7 @@ class Custody:
 
     def settling(self, id: str, event: Event) -> None:
         """Note what is known of an ack, nack or reject."""
-        wanted = _NOT if event.phase is _INVOKE else _SENT
-        hold = self._held(id, event.actor, wanted)
+        hold = self._held(id, event)
         if hold is None:
             self.unmatched += event.phase is _INVOKE
         elif event.phase is _INVOKE:
@@ -196,9 +195,15 @@ class Custody:
             if self._ack_settle == 0:
                 self._prove(hold, event.at)
 
-    def _held(self, id: str, actor: str, wanted: Settling) -> Hold | None:
-        for hold in self._holds.get(id, ()):
-            if hold.settling is wanted and hold.actor == actor:
+    def _held(self, id: str, event: Event) -> Hold | None:
+        """The delivery that the actor means: one not settled yet, or the last one that it began to settle like that."""
+        if event.phase is _INVOKE:
+            for hold in self._holds.get(id, ()):
+                if hold.settling is _NOT and hold.actor == event.actor:
+                    return hold
+            return None
+        for hold in reversed(self._holds.get(id, ())):
+            if hold.settling is _SENT and hold.verb is event.type and hold.actor == event.actor:
                 return hold
         return None
 
