@@ -1,0 +1,271 @@
+"""The limits of real brokers, so that a unit test on ``memory://?profile=sqs`` fails where SQS would.
+
+A profile is a table: the capabilities that the broker's own backend has, and what the broker refuses. What it lacks and
+mqlayer supplies is supplied here too, by the same layer. Two things stay the memory broker's: nothing is durable, and
+nothing is ever in alarm. Durations and sizes are the brokers' defaults; each names its source.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from mqlayer.driver import Capabilities, Counts, HeaderValue, Outgoing, QueueOptions, Support
+from mqlayer.errors import ArgumentError, HeaderError, MessageTooLargeError, MQError, RefusedError, UnsupportedError
+
+__all__ = ["MEMORY", "PROFILES", "Profile", "ProfileName", "check_name", "refusal", "stored_options"]
+
+_NATIVE, _NOT = Support.NATIVE, Support.UNSUPPORTED
+MINUTES, HOURS, MIB = 60.0, 3600.0, 1024 * 1024
+
+MEMORY = Capabilities(
+    durable=False,
+    ordered=True,
+    confirms_acks=True,
+    timed_lease=True,
+    backpressure=False,
+    checks_queues=True,
+    compares_queues=True,
+    counts=Counts.DELIVERIES,
+    delay=_NATIVE,
+    priority=_NATIVE,
+    ttl=_NATIVE,
+    group_id=_NATIVE,
+    dedup_id=_NATIVE,
+    dead_letter=_NATIVE,
+    delivery_count=_NATIVE,
+    topics=_NATIVE,
+    peek=_NATIVE,
+    purge=_NATIVE,
+    stats=_NATIVE,
+    nack=_NATIVE,
+    release=_NATIVE,
+    forward=_NATIVE,
+    dedup_window=300.0,
+)
+
+
+class ProfileName(Enum):
+    """The brokers whose limits ``?profile=`` can enforce."""
+
+    RABBITMQ = "rabbitmq"
+    RABBITMQ_CLASSIC = "rabbitmq-classic"
+    SQS = "sqs"
+    ACTIVEMQ = "activemq"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """What one broker can do, and what it refuses.
+
+    Attributes:
+        name_max_bytes: Of a queue's name, in UTF-8.
+        header_name_max_bytes: The same of a header's.
+        headers_max: How many headers a message may have.
+        reserved_headers: Names that the broker writes or acts on, in small letters; one that ends in ``*`` is a prefix.
+        integers_64_bit: Larger whole numbers cannot travel.
+        size_counts_headers: ``body_max_bytes`` is of body and headers together.
+        fifo_suffix: Queues with this suffix keep order and know groups and deduplication but no delay of one message;
+            other queues know neither.
+        approximate_stats: Counts are estimates.
+        options: What the broker stores of ``QueueOptions``.
+    """
+
+    capabilities: Capabilities
+    name_max_bytes: int | None = None
+    header_name_max_bytes: int | None = None
+    headers_max: int | None = None
+    reserved_headers: tuple[str, ...] = ()
+    integers_64_bit: bool = True
+    size_counts_headers: bool = False
+    fifo_suffix: str | None = None
+    approximate_stats: bool = False
+    options: tuple[str, ...] = ("temporary", "ordered")
+
+
+_QUORUM = replace(
+    MEMORY,
+    # AMQP 0-9-1 has no answer to basic.ack: https://www.rabbitmq.com/docs/confirms
+    confirms_acks=False,
+    timed_lease=False,
+    # connection.blocked: https://www.rabbitmq.com/docs/alarms
+    backpressure=True,
+    # "Priority: no" in 3.x: https://www.rabbitmq.com/docs/3.13/quorum-queues#feature-matrix
+    priority=_NOT,
+    group_id=_NOT,
+    dedup_id=_NOT,
+    dedup_window=None,
+    # The default is the consumer's word; the queue's own dead-lettering is not used, so the broker stores no name.
+    dead_letter=_NOT,
+    # basic.get changes the redelivered flag, so there is no look without a trace
+    peek=_NOT,
+    # A requeued message keeps neither failure nor delay, and a quorum queue counts it: all three go by copy
+    nack=_NOT,
+    release=_NOT,
+    forward=_NOT,
+    # consumer_timeout, 30 minutes by default since 3.8.17: https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout
+    lease_max=30 * MINUTES,
+    # max_message_size, 128 MiB by default from 3.8 to 3.13 (16 MiB in 4.0): rabbitmq.conf.example
+    body_max_bytes=128 * MIB,
+)
+
+_RABBITMQ = Profile(
+    capabilities=_QUORUM,
+    # "up to 255 bytes of UTF-8 characters": https://www.rabbitmq.com/docs/queues#names
+    name_max_bytes=255,
+    # field names are short strings: https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf 4.2.5.5
+    header_name_max_bytes=255,
+    # https://www.rabbitmq.com/docs/dlx#effects , /sender-selected ; the broker reads or writes these
+    reserved_headers=("x-death", "x-first-death-*", "x-last-death-*", "x-delivery-count", "cc", "bcc"),
+)
+
+PROFILES: Mapping[ProfileName, Profile] = {
+    ProfileName.RABBITMQ: _RABBITMQ,
+    ProfileName.RABBITMQ_CLASSIC: replace(
+        _RABBITMQ,
+        # A classic queue does not count; requeuing needs no copy, because nothing is counted that should not be
+        capabilities=replace(
+            _QUORUM, counts=Counts.NOTHING, delivery_count=_NOT, priority=_NATIVE, release=_NATIVE, ordered=True
+        ),
+    ),
+    # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-messages.html and quotas-queues
+    ProfileName.SQS: Profile(
+        capabilities=replace(
+            MEMORY,
+            ordered=False,  # a standard queue makes its best effort
+            compares_queues=False,
+            priority=_NOT,
+            ttl=_NOT,  # retention is the queue's, not the message's
+            dead_letter=_NOT,  # a redrive policy would count receives, not failures; it is not used
+            topics=_NOT,
+            peek=_NOT,
+            nack=_NOT,  # a changed visibility records no failure
+            release=_NOT,  # … and each receive counts
+            forward=_NOT,
+            delay_max=15 * MINUTES,  # "Message timer … The maximum is 15 minutes"
+            nack_delay_max=12 * HOURS,  # "Message visibility timeout … The maximum is 12 hours"
+            lease_max=12 * HOURS,
+            dedup_window=5 * MINUTES,  # using-messagededuplicationid-property.html
+            body_max_bytes=MIB,  # 1,048,576 bytes since 2025-08 (256 KiB before), attributes included
+            batch_max=10,  # "A single message batch request can include a maximum of 10 messages"
+        ),
+        name_max_bytes=80,
+        header_name_max_bytes=256,  # sqs-message-metadata.html: "up to 256 characters"
+        headers_max=10,  # "A message can contain up to 10 metadata attributes"
+        reserved_headers=("aws.*", "amazon.*"),  # sqs-message-metadata.html: must not start with these, in any case
+        integers_64_bit=False,  # a Number has 38 digits
+        size_counts_headers=True,
+        fifo_suffix=".fifo",
+        approximate_stats=True,
+        options=("temporary",),
+    ),
+    # https://activemq.apache.org/components/classic/documentation/stomp
+    ProfileName.ACTIVEMQ: Profile(
+        capabilities=replace(
+            MEMORY,
+            timed_lease=False,
+            backpressure=True,  # producer flow control
+            checks_queues=False,  # destinations are created on demand
+            compares_queues=False,
+            counts=Counts.FLAG,  # STOMP carries "redelivered" and no number
+            delivery_count=_NOT,
+            dedup_id=_NOT,
+            dedup_window=None,
+            dead_letter=_NOT,
+            # Browsing ("browser:true") is STOMP's only look at a queue; counts need a plugin, purging needs JMX
+            purge=_NOT,
+            stats=_NOT,
+            nack=_NOT,  # NACK dead-letters at once
+            release=_NOT,
+            forward=_NOT,
+            body_max_bytes=100 * MIB,  # wireFormat.maxFrameSize=104857600 in the activemq.xml that is shipped
+        ),
+        # the frame's own headers, and those the broker maps to JMS: "Additional Headers" of the page above
+        reserved_headers=(
+            *("destination", "message-id", "subscription", "ack", "receipt", "transaction", "content-length"),
+            *("persistent", "expires", "timestamp", "redelivered", "type", "amq_*", "jmsx*"),
+        ),
+        options=(),
+    ),
+}
+
+
+def check_name(profile: Profile | None, name: str) -> None:
+    """Refuse a name that no queue can have.
+
+    Raises:
+        ArgumentError: it is empty, not valid Unicode, or longer than the broker takes.
+    """
+    if not isinstance(name, str) or not name:
+        raise ArgumentError(f"a queue's name is a str with at least one character, not {name!r}")
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError as exc:
+        raise ArgumentError(f"the queue's name {name!r} is not valid Unicode: {exc.reason}") from exc
+    if profile is not None and profile.name_max_bytes is not None and size > profile.name_max_bytes:
+        raise ArgumentError(
+            f"queue {name[:20]!r}…: the name has {size} bytes, and the broker takes {profile.name_max_bytes}"
+        )
+
+
+def stored_options(profile: Profile, options: QueueOptions) -> QueueOptions:
+    """What the broker keeps of *options*."""
+    return QueueOptions(
+        dead_letter=options.dead_letter if "dead_letter" in profile.options else None,
+        temporary=options.temporary and "temporary" in profile.options,
+        ordered=options.ordered and "ordered" in profile.options,
+    )
+
+
+def refusal(profile: Profile, queue: str | None, message: Outgoing) -> MQError | None:
+    """Why the broker would refuse *message*; ``None``: it would not. *queue* is ``None`` for a topic."""
+    return _unsupported(profile, queue, message) or _bad_header(profile, message) or _too_large(profile, message)
+
+
+def _unsupported(profile: Profile, queue: str | None, message: Outgoing) -> MQError | None:
+    can = profile.capabilities
+    fifo = profile.fifo_suffix is None or (queue is not None and queue.endswith(profile.fifo_suffix))
+    asked = {
+        "priority": (message.priority is not None, can.priority is _NATIVE),
+        "group_id": (message.group_id is not None, can.group_id is _NATIVE and fifo),
+        "dedup_id": (message.dedup_id is not None, can.dedup_id is _NATIVE and fifo),
+        "delay": (message.delay > 0, can.delay is _NATIVE and not (profile.fifo_suffix is not None and fifo)),
+    }
+    for name, (wanted, has) in asked.items():
+        if wanted and not has:
+            hint = f" (only names that end in {profile.fifo_suffix!r} know groups, and those no delay)"
+            return UnsupportedError(f"{name} is unsupported on {queue!r}{hint if profile.fifo_suffix else ''}")
+    if can.delay_max is not None and message.delay > can.delay_max:
+        return RefusedError(
+            f"delay={message.delay} is longer than the broker's {can.delay_max} s", message_id=message.id
+        )
+    return None
+
+
+def _bad_header(profile: Profile, message: Outgoing) -> HeaderError | None:
+    if profile.headers_max is not None and len(message.headers) > profile.headers_max:
+        text = f"{len(message.headers)} headers; the broker takes {profile.headers_max}"
+        return HeaderError(text, message_id=message.id)
+    for name, value in message.headers.items():
+        low = name.lower()
+        if any(low.startswith(kept[:-1]) if kept[-1] == "*" else low == kept for kept in profile.reserved_headers):
+            return HeaderError(f"header {name!r} is the broker's own", message_id=message.id)
+        most = profile.header_name_max_bytes
+        if most is not None and len(name.encode()) > most:
+            return HeaderError(f"header {name[:20]!r}…: the name is longer than {most} bytes", message_id=message.id)
+        if profile.integers_64_bit and type(value) is int and not -(2**63) <= value < 2**63:
+            return HeaderError(f"header {name!r}: a whole number has 64 bits at most", message_id=message.id)
+    return None
+
+
+def _too_large(profile: Profile, message: Outgoing) -> MessageTooLargeError | None:
+    most = profile.capabilities.body_max_bytes
+    size = len(message.body)
+    if profile.size_counts_headers:
+        size += sum(len(name.encode()) + _size(value) for name, value in message.headers.items())
+    if most is None or size <= most:
+        return None
+    return MessageTooLargeError(f"the message has {size} bytes; the broker takes {most}", message_id=message.id)
+
+
+def _size(value: HeaderValue) -> int:
+    return len(value) if isinstance(value, bytes) else len(str(value).encode())
