@@ -57,6 +57,11 @@ class Connection:
             raise ArgumentError(f"timeout is a positive number of seconds, not {timeout!r}")
         self._core = ConnectionCore(target, needs=needs, timeout=timeout, clock=clock)
 
+    @property
+    def core(self) -> ConnectionCore:
+        """For the asyncio API, which shares everything but the waiting."""
+        return self._core
+
     def producer(
         self, queue: str | None = None, *, topic: str | None = None, timeout: float | None = None
     ) -> "Producer":
@@ -390,6 +395,15 @@ class Consumer:
                 return
             if delivery is not None:
                 yield delivery
+
+    @property
+    def proven(self) -> bool:
+        """The last deliveries that were settled had not been delivered before: several may run side by side."""
+        return self._core.line.proven
+
+    def stop(self) -> None:
+        """Take nothing more: waiting calls end, what is buffered goes back. What callers hold can still be settled."""
+        self._core.stop()
 
     def close(self, *, timeout: float | None = None) -> None:
         """Take nothing more, settle what is queued, give the rest back. Again: nothing more happens."""

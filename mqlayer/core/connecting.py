@@ -153,8 +153,9 @@ class ConnectionCore:
     # --- state -------------------------------------------------------------------------------------------------------
 
     def health(self) -> Health:
-        lines = self.open_engine().lines
-        seen = [line.seen for line in lines]
+        engine = self.open_engine()
+        lines = engine.lines
+        seen = [engine.ended, *(line.seen for line in lines)]
         loads = [line.load for line in lines]
         errors = [one.last_error for one in seen if one.last_error is not None]
         return Health(

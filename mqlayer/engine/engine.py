@@ -45,6 +45,8 @@ class Engine:
         self._lock = threading.Lock()
         self._closed = False
         self._consumers: list[Line] = []
+        self.ended = Observations()  #: what lines that are closed have seen
+        self.ended.connected = True
         self._kept: list[object] = []  # a parent process's lines: touched by nobody, and not finalised in the child
         self._pid = os.getpid()
         self._new_ids()
@@ -79,6 +81,7 @@ class Engine:
         with self._lock:
             if line in self._consumers:
                 self._consumers.remove(line)
+                self.ended.add(line.seen)
 
     def _line(
         self,

@@ -345,6 +345,9 @@ class ThreadLine:
                 result = item.call(self._session, left)
             except MQError as error:
                 item.future.set_exception(error)
+            except BaseException as error:  # a defect of the backend ends the line, but whoever asked hears of it
+                item.future.set_exception(error)
+                raise
             else:
                 item.future.set_result(result)
 

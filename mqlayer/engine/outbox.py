@@ -5,7 +5,17 @@ from collections import deque
 
 from mqlayer.clock import Clock
 from mqlayer.driver import Session
-from mqlayer.engine.parcel import Parcel, Target, closed_before, final, may_try_again, once_more, resolve, too_late
+from mqlayer.engine.parcel import (
+    Parcel,
+    Target,
+    closed_before,
+    final,
+    may_try_again,
+    no_fate,
+    once_more,
+    resolve,
+    too_late,
+)
 from mqlayer.engine.waiting import Signal
 from mqlayer.errors import SendError
 
@@ -76,7 +86,11 @@ class Outbox:
             is_topic, name = target
             deadline = min(min(parcel.deadline for parcel in batch), self.ends_at)
             send = session.publish if is_topic else session.send
-            failures = send(name, [parcel.outgoing for parcel in batch], deadline - now)
+            try:
+                failures = send(name, [parcel.outgoing for parcel in batch], deadline - now)
+            except BaseException as defect:  # of the backend, ends the line; nobody can say what was stored
+                resolve([*fates, *((parcel, no_fate(parcel, defect)) for parcel in batch)])
+                raise
             now = self._clock.monotonic()
             for place, parcel in enumerate(batch):
                 error = failures.get(place)

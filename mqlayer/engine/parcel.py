@@ -17,6 +17,7 @@ __all__ = [
     "closed_before",
     "final",
     "may_try_again",
+    "no_fate",
     "no_room",
     "no_word",
     "once_more",
@@ -83,6 +84,12 @@ def no_room(parcel: Parcel) -> SendTimeoutError:
 def no_word(parcel: Parcel) -> OutcomeUnknownError:
     text = f"no word of the message to {parcel.target[1]!r} {GRACE:g} s after its deadline"
     return OutcomeUnknownError(text, message_id=parcel.outgoing.id)
+
+
+def no_fate(parcel: Parcel, error: BaseException) -> OutcomeUnknownError:
+    unknown = OutcomeUnknownError(f"the backend failed with {error!r}", message_id=parcel.outgoing.id)
+    unknown.__cause__ = error
+    return unknown
 
 
 def too_late(parcel: Parcel) -> SendError:

@@ -61,7 +61,13 @@ class Settlements:
         ready = [item for item in items if self._target_exists(session, item)]
         if not ready:
             return
-        failures = session.settle([item.verdict for item in ready], self._timeout)
+        try:
+            failures = session.settle([item.verdict for item in ready], self._timeout)
+        except BaseException as defect:  # of the backend, ends the line, but whoever waits hears of it
+            for item in ready:
+                if item.future is not None:
+                    item.future.set_exception(defect)
+            raise
         for place, item in enumerate(ready):
             error = failures.get(place)
             if error is None:

@@ -23,6 +23,17 @@ class Observations:
     connected: bool = False
     last_error: str | None = None
 
+    def add(self, other: "Observations") -> None:
+        """Keep what a line that has ended has seen."""
+        self.sent += other.sent
+        self.send_failures += other.send_failures
+        self.received += other.received
+        self.settled += other.settled
+        self.settle_failures += other.settle_failures
+        self.connections += other.connections
+        self.connections_lost += other.connections_lost
+        self.last_error = other.last_error or self.last_error
+
     def connection_changed(self, error: MQError | None) -> None:
         """A connection was made (``None``), or ended or could not be made (why)."""
         if error is None:
