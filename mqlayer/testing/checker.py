@@ -124,7 +124,8 @@ class Report:
 
     Attributes:
         reasons: Why it is not a pass; empty if it is.
-        lost_where: Producer → how many were lost before its first delivered message, amid, and after its last.
+        evidence: What floors are compared with, and what there is to tell of kills. ``lost_where``: producer → how many
+            were lost before its first delivered message, amid, and after its last.
         samples: Class → up to 32 ids.
     """
 
@@ -134,7 +135,6 @@ class Report:
     duplicates: Mapping[str, Any]
     evidence: Mapping[str, Any]
     samples: Mapping[str, Sequence[str]]
-    lost_where: Mapping[str, Mapping[str, int]]
 
     @property
     def reason(self) -> str:
@@ -157,6 +157,7 @@ def check(history: Iterable[Event], expect: Expect) -> Report:
     return reading.report()
 
 
+_MEASURED = ("attempted", "confirmed", "failed", "unsure", "deliveries")
 _ASKED_FOR = (Cause.GIVEN_BACK, Cause.REJECTED)
 _ALWAYS_WRONG = {
     "unexpected": "delivered that nobody published",
@@ -295,7 +296,7 @@ class _Reading:
             found["lost"], found["unreturned"] = [], []
             where = {}
         counts = self._counts(found, missing)
-        evidence = self._evidence(counts)
+        evidence = self._evidence(counts, where)
         verdict, reasons = _judge(counts, evidence, self.expect)
         return Report(
             verdict=verdict,
@@ -304,7 +305,6 @@ class _Reading:
             duplicates=self._duplicates(),
             evidence=evidence,
             samples={name: ids[:SAMPLES_MAX] for name, ids in found.items() if ids},
-            lost_where=where,
         )
 
     def _classes(self) -> dict[str, list[str]]:
@@ -361,11 +361,12 @@ class _Reading:
             "under_faults": under_faults.as_dict(),
         }
 
-    def _evidence(self, counts: Mapping[str, int]) -> dict[str, Any]:
+    def _evidence(self, counts: Mapping[str, int], where: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
         quiet = 0.0 if self.drain_end is None else max(self.drain_end - self.quiet_from, 0.0)
-        measured = {name: counts[name] for name in ("attempted", "confirmed", "failed", "unsure", "deliveries")}
+        measured: dict[str, Any] = {name: counts[name] for name in _MEASURED}
         measured |= {"acked": self.acked, "barriers": self.barriers}
-        return measured | {"quiet": round(quiet, 3)} | self.kills.evidence()
+        measured |= {"quiet": round(quiet, 3)} | self.kills.evidence()
+        return measured | ({"lost_where": where} if where else {})
 
 
 def _key(event: Event) -> str:

@@ -13,6 +13,8 @@ a fault hit it, its settlement sent    ``ack_in_doubt``: the answer, or the ack,
 an ack's outcome was unknown           ``ack_in_doubt``
 its consumer nacked or rejected it     ``given_back``, ``rejected``
 the publish was tried more than once   ``publish_retried``
+none of these, but the further one is  the fault's own cause: a copy from before, handed over late
+itself made to an actor amid a fault
 none of these, its ack proved, then    ``resurrected``
 a fault
 none of these                          ``unexplained``
@@ -56,6 +58,7 @@ FAULT_CAUSES: Mapping[Fault, Cause | None] = MappingProxyType(
         # A server that does not answer loses its connections to heartbeats, and its leases to the clock.
         Fault.SERVER_PAUSE: Cause.CONNECTION_LOST,
         Fault.ACTOR_KILL: Cause.CONSUMER_CRASH,
+        Fault.ACTOR_PAUSE: Cause.CONNECTION_LOST,
         Fault.CONNECTION: Cause.CONNECTION_LOST,
         Fault.LEASE: Cause.LEASE_EXPIRED,
         Fault.CLOSE: Cause.GIVEN_BACK,
@@ -140,8 +143,9 @@ class Custody:
         cause = None
         if event.resent:
             self._add_spare(id, 1, event.queue)
+        amid = self._fault_of(id, event.actor) if self._faults else None
         if id in self._delivered:
-            cause = self._explain(id, event.queue)
+            cause = self._explain(id, event.queue, amid)
         else:
             self._delivered.add(id)
         hold = Hold(id, event.actor, event.queue)
@@ -149,13 +153,17 @@ class Custody:
             self._holds[id].append(hold)
         else:
             self._holds[id] = [hold]
-        if self._faults:
-            for (_, target, of), its_cause in self._faults.items():
-                if target in (None, event.actor) and of in (None, id):
-                    hold.broken = its_cause
+        hold.broken = amid
         return cause
 
-    def _explain(self, id: str, queue: str | None) -> Cause:
+    def _fault_of(self, id: str, actor: str) -> Cause | None:
+        """What is just happening to the actor, and may happen to what it is given."""
+        for (_, target, of), cause in self._faults.items():
+            if target in (None, actor) and of in (None, id):
+                return cause
+        return None
+
+    def _explain(self, id: str, queue: str | None, amid: Cause | None) -> Cause:
         for hold in self._holds.get(id, ()):
             stays = queue is not None and queue == hold.queue
             if hold.asked is not None and not (hold.asked is Cause.REJECTED and stays):
@@ -172,6 +180,8 @@ class Custody:
         if self._spare.get(id, 0) > 0:
             self._spare[id] -= 1
             return Cause.PUBLISH_RETRIED
+        if id not in self._proved and amid is not None:
+            return amid
         if self._proved.get(id, math.inf) <= self._fault_at:
             return Cause.RESURRECTED
         return Cause.UNEXPLAINED

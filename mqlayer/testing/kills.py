@@ -34,8 +34,8 @@ class Kill:
     def proved(self) -> bool:
         """The end shows that it really happened.
 
-        A kill: the process ended by SIGKILL (an abandoned connection, where actors are threads, has no status), the
-        server that serves now has another pid, and nobody listened in between. A stop: it ended by itself.
+        A server's kill: the process ended by SIGKILL, the one that serves now has another pid, and nobody listened in
+        between. An actor's: it ended by SIGKILL, or, being a thread, was abandoned. A stop: it ended by itself.
         """
         if self.end is None:
             return False
@@ -47,7 +47,7 @@ class Kill:
             replaced = old is None or new is None or old != new
             return status == KILLED and replaced and self.end.detail.get("refused", True) is True
         if self.kind is Fault.ACTOR_KILL:
-            return status in (KILLED, None)
+            return status == KILLED or self.end.detail.get("abandoned") is True
         return True
 
 

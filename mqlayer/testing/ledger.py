@@ -72,6 +72,7 @@ class Fault(Enum):
     SERVER_STOP = "server_stop"  #: SIGTERM, until it serves again
     SERVER_PAUSE = "server_pause"  #: SIGSTOP until SIGCONT
     ACTOR_KILL = "actor_kill"  #: SIGKILL of a producer or consumer; where those are threads, its connection abandoned
+    ACTOR_PAUSE = "actor_pause"  #: SIGSTOP until SIGCONT
     CONNECTION = "connection"  #: the way between: reset, cut, silent
     LEASE = "lease"  #: a lease was let run out on purpose; with an id, of that message alone
     CLOSE = "close"  #: a consumer closes; what it still holds goes back
@@ -178,15 +179,17 @@ class Ledger:
         pid: int | None = None,
         exit: int | None = None,
         refused: bool | None = None,
+        abandoned: bool | None = None,
         during: str | None = None,
     ) -> Event:
-        """Write that a fault begins (before it is done) or has ended (all serves again).
+        """Write that a fault begins (before it is done) or has ended: all serves again, and the clients have seen to it.
 
         The checker counts a kill only if its end shows it: *exit* (the status that the harness waited for, -9 for
         SIGKILL), *pid* (of the server: the old one at the begin, the new one at the end), *refused* (nobody listened in
-        between). *during* names the load's phase for the report.
+        between); or *abandoned*, of an actor that is a thread. *during* names the load's phase for the report.
         """
-        given = {"target": target, "pid": pid, "exit": exit, "refused": refused, "during": during}
+        given: dict[str, Any] = {"target": target, "pid": pid, "exit": exit, "refused": refused, "abandoned": abandoned}
+        given["during"] = during
         detail = {"fault": kind.value} | {name: value for name, value in given.items() if value is not None}
         return self.write(EventType.FAULT, phase, id=id, detail=detail)
 

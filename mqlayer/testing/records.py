@@ -125,8 +125,8 @@ class Mutation:
     """One saboteur over one good backend.
 
     Attributes:
-        expected: The criteria of which at least one has to flag it.
-        flagged_by: Those that did. Empty after a run: it escaped.
+        expected: The criteria that were run over it to flag it.
+        flagged_by: Those that did. It escaped if one did not.
         wrongly_red: Criteria that it has nothing to do with and that went red all the same.
         not_run: Why it was not run; empty: it was.
     """
@@ -145,7 +145,12 @@ class Mutation:
 
     @property
     def caught(self) -> bool:
-        return bool(self.flagged_by) and not self.wrongly_red
+        return bool(self.expected) and not self.missed_by and not self.wrongly_red
+
+    @property
+    def missed_by(self) -> tuple[str, ...]:
+        """The expected criteria that saw nothing."""
+        return tuple(criterion for criterion in self.expected if criterion not in self.flagged_by)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -205,7 +205,7 @@ class TestDrain:
 
     def test_lost_messages_are_told_apart_by_their_place(self) -> None:
         story = Story().publish(*many("p", 10), "r:1").handle("p:2", "p:3", "p:7")
-        assert check(story.events, Expect()).lost_where == {
+        assert check(story.events, Expect()).evidence["lost_where"] == {
             "p": {"prefix": 2, "middle": 3, "postfix": 2},
             "r": {"prefix": 0, "middle": 0, "postfix": 1},
         }
@@ -313,6 +313,14 @@ class TestFloors:
         report = check(story.events, Expect(floors=Floors(kills=1)))
         assert report.verdict is Verdict.UNKNOWN
         assert report.evidence["faults_unproved"] == 1
+
+    @pytest.mark.parametrize(
+        ("end", "kills"), [({"exit": -9}, 1), ({"abandoned": True}, 1), ({}, 0), ({"exit": 0}, 0), ({"exit": None}, 0)]
+    )
+    def test_an_actor_is_killed_or_abandoned(self, end: dict[str, Any], kills: int) -> None:
+        story = Story().publish("p:1").handle("p:1").fault(Fault.ACTOR_KILL, BEGIN, target="c1")
+        story.fault(Fault.ACTOR_KILL, END, target="c1", **end)
+        assert check(story.events, Expect()).evidence["actor_kills"] == kills
 
     def test_a_kill_without_traffic_on_both_sides_does_not_count_as_under_load(self) -> None:
         idle_before = Story().server_killed(1).publish("p:1").handle("p:1")

@@ -38,6 +38,7 @@ EXPLAINED: list[tuple[str, Callable[[], Story], set[EventType]]] = [
     ("connection_lost", lambda: taken().fault(Fault.SERVER_PAUSE, BEGIN), {EventType.FAULT}),
     ("connection_lost", lambda: taken().fault(Fault.CONNECTION, BEGIN), {EventType.FAULT}),
     ("connection_lost", lambda: taken().fault(Fault.CONNECTION, BEGIN, target="c1"), {EventType.FAULT}),
+    ("connection_lost", lambda: taken().fault(Fault.ACTOR_PAUSE, BEGIN, target="c1"), {EventType.FAULT}),
     ("lease_expired", lambda: taken().fault(Fault.LEASE, BEGIN, id="p:1", target="c1"), {EventType.FAULT}),
     ("given_back", lambda: taken().fault(Fault.CLOSE, BEGIN, target="c1"), {EventType.FAULT}),
     ("given_back", nacked, {NACK}),
@@ -123,6 +124,14 @@ class TestCauses:
     def test_an_ack_that_was_answered_after_the_fault_began_takes_the_reason_away(self) -> None:
         story = taken().fault(Fault.SERVER_KILL, BEGIN).ack("p:1").fault(Fault.SERVER_KILL, END).handle("p:1")
         assert causes_of(story) == {"unexplained": 1}
+
+    def test_a_copy_from_before_that_is_handed_over_late_belongs_to_the_fault(self) -> None:
+        cut = Story().publish("p:1").fault(Fault.CONNECTION, BEGIN, target="c1").deliver("p:1", to="c2")
+        assert causes_of(cut.deliver("p:1", to="c1").ack("p:1", by="c2")) == {"connection_lost": 1}
+
+    def test_what_rises_while_the_fault_still_goes_on_has_risen(self) -> None:
+        story = Story().publish("p:1").handle("p:1").fault(Fault.SERVER_KILL, BEGIN).handle("p:1")
+        assert causes_of(story) == {"resurrected": 1}
 
     def test_the_first_delivery_is_never_a_duplicate(self) -> None:
         assert causes_of(Story().publish("p:1").server_killed().deliver("p:1", redelivered=True).ack("p:1")) == {}
