@@ -348,24 +348,29 @@ class Consumer:
             ClosedError: the consumer was closed, also while this waits.
             QueueNotFoundError: the queue was deleted.
         """
-        got = self.receive_many(1, timeout)
+        core = self._core
+        line = core.line
+        taken = line.take(1)
+        if taken and taken[0].count <= core.retry.attempts_max:
+            return Delivery(core, line, taken[0])
+        if taken:
+            core.admit(line, taken)
+        got = self._wait_for_some(1, timeout)
         return got[0] if got else None
 
     def receive_many(self, limit: int, timeout: float | None = None) -> "list[Delivery]":
         """Up to *limit* deliveries, as soon as one is there."""
+        check_limit(limit, LIMIT_MAX)
         core = self._core
         line = core.line
-        taken = line.take(limit)
-        if taken:
-            admitted = core.admit(line, taken)
-            if admitted:
-                return [Delivery(core, line, held) for held in admitted]
-        check_limit(limit, LIMIT_MAX)
-        if timeout is not None and not timeout >= 0:
-            raise ArgumentError(f"timeout is a number of seconds from 0, not {timeout!r}")
+        admitted = core.admit(line, line.take(limit))
+        if admitted:
+            return [Delivery(core, line, held) for held in admitted]
         return self._wait_for_some(limit, timeout)
 
     def _wait_for_some(self, limit: int, timeout: float | None) -> "list[Delivery]":
+        if timeout is not None and not timeout >= 0:
+            raise ArgumentError(f"timeout is a number of seconds from 0, not {timeout!r}")
         core = self._core
         line = core.line
         clock = core.connection.clock

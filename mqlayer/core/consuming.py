@@ -116,11 +116,12 @@ class ConsumerCore:
         Raises:
             ClosedError, ForkedError
         """
-        if self._closed or self._line is None:
+        line = self._line
+        if self._closed or line is None:
             raise ClosedError("the consumer is closed")
         if self.connection.engine.forked:
             return self._reopened()
-        return self._line
+        return line
 
     def _reopened(self) -> Line:
         self.connection.open_engine()  # the connection opens anew, or cannot
@@ -156,7 +157,10 @@ class ConsumerCore:
     def admit(self, line: Line, taken: list[Held]) -> list[Held]:
         """Those that a handler may see. What has been delivered too often without an answer goes its way instead."""
         limit = self.retry.attempts_max
-        if not any(held.count > limit for held in taken):
+        for held in taken:
+            if held.count > limit:
+                break
+        else:
             return taken
         admitted: list[Held] = []
         for held in taken:
@@ -219,23 +223,20 @@ class ConsumerCore:
         if not 0.0 < seconds < float("inf"):
             raise ArgumentError(f"a lease is extended by a positive number of seconds, not {seconds!r}")
         self._check(line, held)
-        if held.lease_until is None:
+        if not held.timed:
             return None
         longest = self.connection.capabilities.lease_max
         return line.settle(held, Extend(held.incoming, seconds if longest is None else min(seconds, longest)))
 
     def _check(self, line: Line, held: Held) -> None:
         of = held.incoming
-        if self.connection.engine.forked or line is not self._line:
-            if not self._closed:
-                raise ForkedError(f"the delivery of {of.message.id} belongs to the parent process")
-            raise StaleDeliveryError(f"the consumer is closed; the broker has message {of.message.id} back")
+        if line is not self._line or self.connection.engine.forked:
+            raise ForkedError(f"the delivery of {of.message.id} belongs to the parent process")
         if held.settled:
             raise AlreadySettledError(f"message {of.message.id} of {of.queue!r} was settled before")
-        if held.lease_until is not None and held.stale(self.connection.clock.monotonic()):
-            raise StaleDeliveryError(
-                f"the lease of message {of.message.id} of {of.queue!r} has ended; it is handed over again"
-            )
+        if self._closed:
+            raise StaleDeliveryError(f"the consumer is closed; the broker has message {of.message.id} back")
+        line.check(held)
 
     # --- the end of ``with delivery`` --------------------------------------------------------------------------------
 

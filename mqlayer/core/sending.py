@@ -1,6 +1,5 @@
 """A producer but for the waiting: from a payload to a parcel."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +8,7 @@ from mqlayer.codec import check_headers, encode
 from mqlayer.core.connecting import ConnectionCore, check_queue
 from mqlayer.core.flow import Flow
 from mqlayer.driver import NO_HEADERS, HeaderValue, Outgoing
-from mqlayer.engine import Line, Parcel, Tally, no_room
+from mqlayer.engine import PROCESS, Line, Parcel, Tally, no_room
 from mqlayer.errors import (
     ArgumentError,
     ClosedError,
@@ -59,7 +58,7 @@ class ProducerCore:
         self.closed = False
         self._body_max = connection.capabilities.body_max_bytes
         self._delay_max = connection.capabilities.delay_max
-        self._pid = os.getpid()
+        self._generation = PROCESS.generation
         self._tally = Tally(connection.clock)
 
     @classmethod
@@ -84,14 +83,17 @@ class ProducerCore:
         Raises:
             ClosedError, ForkedError
         """
-        if self.closed:
-            raise ClosedError(f"the producer of {self.name!r} is closed")
-        return self.connection.open_engine().sender
+        engine = self.connection.engine
+        if self.closed or engine.closed or engine.forked:
+            if self.closed:
+                raise ClosedError(f"the producer of {self.name!r} is closed")
+            self.connection.open_engine()
+        return engine.sender
 
     @property
     def tally(self) -> Tally:
-        if self._pid != os.getpid():  # what the parent submitted is the parent's to flush
-            self._pid = os.getpid()
+        if self._generation != PROCESS.generation:  # what the parent submitted is the parent's to flush
+            self._generation = PROCESS.generation
             self._tally = Tally(self.connection.clock)
         return self._tally
 

@@ -6,7 +6,6 @@ connection that publishes, acks included. A line's session is the backend's unde
 
 import itertools
 import logging
-import os
 import threading
 import uuid
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from mqlayer.driver import Counts, Session
 from mqlayer.engine.inline import InlineLine
 from mqlayer.engine.intake import Intake
 from mqlayer.engine.line import Line, ThreadLine
+from mqlayer.engine.process import PROCESS
 from mqlayer.errors import ClosedError, ForkedError, MQError
 from mqlayer.layers.emulated import Emulated, emulated_capabilities, native_capabilities
 from mqlayer.layers.observed import Observations, Observed
@@ -43,12 +43,12 @@ class Engine:
         self.creates = target.common.declare != "never"
         self._native_only = target.common.require == "native"
         self._lock = threading.Lock()
-        self._closed = False
+        self.closed = False
         self._consumers: list[Line] = []
         self.ended = Observations()  #: what lines that are closed have seen
         self.ended.connected = True
         self._kept: list[object] = []  # a parent process's lines: touched by nobody, and not finalised in the child
-        self._pid = os.getpid()
+        self._generation = PROCESS.generation
         self._new_ids()
         first = target.backend.session(timeout, lambda when: None)
         self.native = first.capabilities
@@ -71,7 +71,7 @@ class Engine:
             prefetch = self.target.prefetch or PREFETCH
         line = self._line(role, prefetch=prefetch, lease=lease, hold_max=hold_max)
         with self._lock:
-            if self._closed:
+            if self.closed:
                 raise ClosedError("the connection is closed")
             self._consumers.append(line)
         return line
@@ -114,14 +114,14 @@ class Engine:
             )
             if self.capabilities != self.native or self.native.counts is Counts.FLAG:
                 session = Emulated(session, clock=self.clock, native_only=self._native_only)
-            return Observed(session, seen)
+            return session if self.inline else Observed(session, seen)  # an inline line counts for itself
 
         if self.inline:
             if hold_max:
                 lease = max(hold_max, lease or 0.0)
             return InlineLine(
                 name,
-                lambda look_again: stack(_nothing, look_again),
+                stack,
                 self.native,
                 clock=self.clock,
                 seen=seen,
@@ -148,7 +148,7 @@ class Engine:
     @property
     def forked(self) -> bool:
         """The connection was made in another process: this one has neither its threads nor its sockets."""
-        return self._pid != os.getpid()
+        return self._generation != PROCESS.generation
 
     def reopen_in_child(self) -> None:
         """In a forked child: begin anew, with lines of its own. The parent's are left alone.
@@ -160,12 +160,12 @@ class Engine:
             raise ForkedError(
                 f"{self.target.url.scheme}:// lives in the memory of the process that made it; connect anew"
             )
-        self._pid = os.getpid()
+        self._generation = PROCESS.generation
         self._lock = threading.Lock()
         self._kept += [self.sender, *self._consumers]
         self._consumers = []
         self._new_ids()
-        if not self._closed:
+        if not self.closed:
             self.sender = self._line("sender")
 
     def close(self, timeout: float) -> None:
@@ -173,7 +173,7 @@ class Engine:
         if self.forked:
             return  # the parent's; this process has nothing open
         with self._lock:
-            self._closed = True
+            self.closed = True
             consumers = list(self._consumers)
         deadline = self.clock.monotonic() + timeout
         for line in consumers:
@@ -183,17 +183,9 @@ class Engine:
         self.target.backend.close()
 
     @property
-    def closed(self) -> bool:
-        return self._closed
-
-    @property
     def lines(self) -> list[Line]:
         with self._lock:
             return [self.sender, *self._consumers]
-
-
-def _nothing() -> None:
-    return None
 
 
 def _no_look(when: float) -> None:

@@ -43,7 +43,7 @@ class InlineLine:
     def __init__(
         self,
         name: str,
-        make: Callable[[Callable[[float], None]], Session],
+        make: Callable[[Callable[[], None], Callable[[float], None]], Session],
         capabilities: Capabilities,
         *,
         clock: Clock,
@@ -61,8 +61,9 @@ class InlineLine:
         self._timeout = timeout
         self._creates = creates
         self._lease = lease
-        self._lock = threading.RLock()
-        self._session = make(self.arrivals.look_again)
+        self._lock = threading.Lock()
+        self._session = make(self._connection_lost, self.arrivals.look_again)
+        self._epoch = 0
         self._stopped = False
         self._closed = False
         self._taken = 0
@@ -79,8 +80,11 @@ class InlineLine:
                 raise ClosedError(f"{self._name} is closed")
             send = self._session.publish if is_topic else self._session.send
             failures = send(name, (outgoing,), deadline - self._clock.monotonic())
-        if failures:
-            raise final(failures[0], Parcel(target, outgoing, deadline, None))
+            if not failures:
+                self.seen.sent += 1
+                return
+            self.seen.send_failures += 1
+        raise final(failures[0], Parcel(target, outgoing, deadline, None))
 
     def submit(self, parcel: Parcel) -> bool:
         try:
@@ -126,14 +130,36 @@ class InlineLine:
             if not got:
                 return []
             now = self._clock.monotonic()
-            taken = [Held(incoming, self._counts, now) for incoming in got]
+            taken = [Held(incoming, self._counts, now, self._epoch) for incoming in got]
             self._taken += len(taken)
+            self.seen.received += len(taken)
             for held in taken:
                 held.taken = True
                 if held.suspect:
                     self._suspects += 1
                     self._proven = False
         return taken
+
+    def check(self, held: Held) -> None:
+        """Raises ``StaleDeliveryError`` for a delivery whose lease or connection is gone."""
+        if held.stale_at > self._clock.monotonic() and held.epoch == self._epoch:
+            return
+        of = held.incoming
+        with self._lock:
+            self._let_go(held)
+        raise StaleDeliveryError(
+            f"the lease or the connection of message {of.message.id} of {of.queue!r} is gone; it is handed over again"
+        )
+
+    def _let_go(self, held: Held) -> None:
+        if held.taken and held.epoch == self._epoch:
+            self._taken -= 1
+            self._suspects -= held.suspect
+        held.taken = False
+
+    def _connection_lost(self) -> None:
+        self._epoch += 1
+        self._taken = self._suspects = 0
 
     def look(self) -> "Future[None]":
         """``take`` has looked already."""
@@ -167,25 +193,31 @@ class InlineLine:
             if self._closed:
                 raise StaleDeliveryError("the consumer is closed; the broker has the message back")
             if type(verdict) is Extend:
-                now = self._clock.monotonic()
-                if held.lease_until is not None and now + verdict.seconds <= held.lease_until:
-                    return
-            elif type(verdict) is Forward and self._creates and verdict.queue not in self._ensured:
+                self._extend(held, verdict)
+                return
+            if type(verdict) is Forward and self._creates and verdict.queue not in self._ensured:
                 self._session.declare(verdict.queue, QueueOptions(), Declare.ENSURE, self._timeout)
                 self._ensured.add(verdict.queue)
             failures = self._session.settle((verdict,), self._timeout)
-            if type(verdict) is Extend:
-                if not failures:
-                    held.lease_until = self._clock.monotonic() + verdict.seconds
-            else:
-                self._taken -= 1
-                self._suspects -= held.suspect
-                if not held.suspect:
-                    self._proven = True
-            if failures:
-                if give_back and type(verdict) is not Ack and not isinstance(failures[0], StaleDeliveryError):
-                    self._session.settle((Release(verdict.of),), self._timeout)
-                raise failures[0]
+            self._let_go(held)
+            if not held.suspect:
+                self._proven = True
+            if not failures:
+                self.seen.settled += 1
+                return
+            self.seen.settle_failures += 1
+            if give_back and type(verdict) is not Ack and not isinstance(failures[0], StaleDeliveryError):
+                self._session.settle((Release(verdict.of),), self._timeout)
+            raise failures[0]
+
+    def _extend(self, held: Held, verdict: Extend) -> None:
+        now = self._clock.monotonic()
+        if now + verdict.seconds <= held.stale_at:
+            return  # it lasts longer as it is
+        failures = self._session.settle((verdict,), self._timeout)
+        if failures:
+            raise failures[0]
+        held.lease_from(now, verdict.seconds)
 
     @property
     def proven(self) -> bool:

@@ -8,9 +8,9 @@ from collections import deque
 from collections.abc import Sequence
 
 from mqlayer.clock import Clock
-from mqlayer.driver import Capabilities, Counts, Incoming, Release, Verdict
+from mqlayer.driver import NO_TRAIL, Capabilities, Counts, Incoming, Release, Verdict
 from mqlayer.engine.waiting import Signal
-from mqlayer.errors import ClosedError, MQError
+from mqlayer.errors import ClosedError, MQError, StaleDeliveryError
 from mqlayer.policy import delivery_count, is_suspect, lease_margin, renew_after, window
 
 __all__ = ["Held", "Intake"]
@@ -23,23 +23,47 @@ RENEW_AGAIN = 0.2  #: seconds between two attempts to renew a lease that is abou
 class Held:
     """One delivery on its way through this process, from the broker's hand to its settlement."""
 
-    __slots__ = ("count", "given_at", "incoming", "lease", "lease_until", "renew_at", "settled", "suspect", "taken")
+    __slots__ = (
+        "count",
+        "epoch",
+        "given_at",
+        "incoming",
+        "lease",
+        "renew_at",
+        "settled",
+        "stale_at",
+        "suspect",
+        "taken",
+    )
 
-    def __init__(self, incoming: Incoming, counts: Counts, now: float) -> None:
+    def __init__(self, incoming: Incoming, counts: Counts, now: float, epoch: int) -> None:
         self.incoming = incoming
-        self.count = delivery_count(counts, incoming)
-        self.suspect = self.count > 1 and is_suspect(counts, incoming)
+        self.epoch = epoch  # which of the line's connections it came on
+        if incoming.message.trail is NO_TRAIL and incoming.broker_count in (1, None) and not incoming.redelivered:
+            self.count = 1
+            self.suspect = False
+        else:
+            self.count = delivery_count(counts, incoming)
+            self.suspect = is_suspect(counts, incoming)
         self.given_at = now
-        self.lease_until = incoming.lease_until
-        self.taken = False
+        self.taken = False  # by a caller, who has not settled it yet
         self.settled = False
-        if incoming.lease_until is not None:
-            self.lease = max(incoming.lease_until - now, 0.0)
-            self.renew_at = now + renew_after(self.lease)
+        until = incoming.lease_until
+        if until is None:
+            self.stale_at = _NEVER
+        else:
+            self.lease_from(now, until - now)
 
-    def stale(self, now: float) -> bool:
-        """Its lease has ended, or is about to: what is done now could meet another consumer's copy."""
-        return self.lease_until is not None and now >= self.lease_until - lease_margin(self.lease)
+    def lease_from(self, now: float, seconds: float) -> None:
+        """A lease begins, or is extended: it ends *seconds* from now."""
+        self.lease = seconds if seconds > 0 else 0.0
+        # A little before its end what is done could already meet another consumer's copy.
+        self.stale_at = now + seconds - lease_margin(self.lease)
+        self.renew_at = now + renew_after(self.lease)
+
+    @property
+    def timed(self) -> bool:
+        return self.incoming.lease_until is not None
 
 
 class Intake:
@@ -57,6 +81,7 @@ class Intake:
         self.signal = Signal(clock)
         self.lease = lease
         self.closed = False
+        self.epoch = 0  #: grows with each connection that ends
         self._clock = clock
         self._prefetch = prefetch
         self._hold_max = hold_max
@@ -94,7 +119,7 @@ class Intake:
             now = self._clock.monotonic() if self._timed else 0.0
             while buffer and len(taken) < limit:
                 held = buffer.popleft()
-                if self._timed and held.stale(now):
+                if held.stale_at <= now:
                     self._leased.discard(held)  # it lay too long: the broker has it back
                     continue
                 held.taken = True
@@ -114,11 +139,33 @@ class Intake:
     def settled(self, held: Held) -> None:
         """A caller is done with a delivery; the broker is told next. Opens the window if it was no suspect."""
         with self.signal.condition:
-            self._taken[held.incoming.queue] -= 1
-            self._suspects -= held.suspect
-            self._leased.discard(held)
+            self._let_go(held)
             if not held.suspect:
                 self._proven = True
+
+    def check(self, held: Held) -> None:
+        """Refuse what is no longer ours to settle.
+
+        Raises:
+            StaleDeliveryError
+        """
+        of = held.incoming
+        with self.signal.condition:
+            if held.epoch != self.epoch:
+                text = f"message {of.message.id} of {of.queue!r} came on a connection that has ended; the broker has it back"
+            elif held.stale_at <= self._clock.monotonic():
+                text = f"the lease of message {of.message.id} of {of.queue!r} has ended; it is handed over again"
+            else:
+                return
+            self._let_go(held)
+        raise StaleDeliveryError(text)
+
+    def _let_go(self, held: Held) -> None:
+        if held.taken and held.epoch == self.epoch:
+            self._taken[held.incoming.queue] -= 1
+            self._suspects -= held.suspect
+        held.taken = False
+        self._leased.discard(held)
 
     # --- the owner's side --------------------------------------------------------------------------------------------
 
@@ -147,10 +194,13 @@ class Intake:
             self._pause_until = self._clock.monotonic() + WINDOW_AGAIN
 
     def connection_lost(self) -> None:
-        """What is buffered is the broker's again. What callers hold goes stale when they settle it."""
+        """What is buffered and what callers hold is the broker's again."""
         with self.signal.condition:
-            self._leased.difference_update(self._buffer)
+            self.epoch += 1
             self._buffer.clear()
+            self._leased.clear()
+            self._taken = dict.fromkeys(self._taken, 0)
+            self._suspects = 0
 
     def windows(self) -> dict[str, int]:
         """Queues whose window has to change → the new one; 0 ends the subscription."""
@@ -207,23 +257,22 @@ class Intake:
     def renewed(self, held: Held, seconds: float) -> None:
         """The broker has extended a lease to *seconds* from now."""
         with self.signal.condition:
-            now = self._clock.monotonic()
-            held.lease_until = now + seconds
-            held.lease = seconds
-            held.renew_at = now + renew_after(seconds) if self._hold_max else _NEVER
+            held.lease_from(self._clock.monotonic(), seconds)
+            if not self._hold_max:
+                held.renew_at = _NEVER
             self._renew_at = min(self._renew_at, held.renew_at)
 
     def renew_soon(self, held: Held) -> None:
         """A renewal failed without an answer: tried again while the lease lasts."""
         with self.signal.condition:
             now = self._clock.monotonic()
-            held.renew_at = now + renew_after(max((held.lease_until or now) - now, RENEW_AGAIN))
+            held.renew_at = now + renew_after(max(held.stale_at - now, RENEW_AGAIN))
             self._renew_at = min(self._renew_at, held.renew_at)
 
     def gone(self, held: Held) -> None:
         """The broker says that a lease is over."""
         with self.signal.condition:
-            held.lease_until = self._clock.monotonic()
+            held.stale_at = self._clock.monotonic()
             self._leased.discard(held)
             if not held.taken and held in self._buffer:
                 self._buffer.remove(held)

@@ -75,6 +75,7 @@ class Line(Protocol):
     def take(self, limit: int) -> list[Held]: ...
     def look(self) -> "Future[None]": ...
     def ask(self, change: int) -> None: ...
+    def check(self, held: Held) -> None: ...
     def settle(self, held: Held, verdict: Verdict, *, give_back: bool = False) -> "Future[None]": ...
     def settle_later(self, held: Held, verdict: Verdict) -> None: ...
     def stop(self) -> None: ...
@@ -219,6 +220,10 @@ class ThreadLine:
         self._intake.ask(change)
         if change > 0:
             self._poke()
+
+    def check(self, held: Held) -> None:
+        """Raises ``StaleDeliveryError`` for a delivery whose lease or connection is gone."""
+        self._intake.check(held)
 
     def settle(self, held: Held, verdict: Verdict, *, give_back: bool = False) -> "Future[None]":
         """Queue a verdict. With *give_back*, a delivery whose copy fails goes back to its queue."""
@@ -377,7 +382,8 @@ class ThreadLine:
     def _arrived(self, got: Sequence[Incoming]) -> None:
         if got:
             now = self._clock.monotonic()
-            self._intake.add([Held(incoming, self._counts, now) for incoming in got])
+            intake = self._intake
+            intake.add([Held(incoming, self._counts, now, intake.epoch) for incoming in got])
 
     def _end(self, error: BaseException) -> None:
         """Whoever still waits is told; what is unsettled goes back with the session."""

@@ -155,27 +155,37 @@ class Reconnecting:
     # --- sends -------------------------------------------------------------------------------------------------------
 
     def send(self, queue: str, batch: Sequence[Outgoing], timeout: float) -> Failures:
-        return self._deliver(batch, timeout, lambda session, part, left: session.send(self._now(queue), part, left))
+        first: Failures | None = None
+        session = self._session
+        if session is not None:
+            try:
+                first = session.send(self._now(queue), batch, timeout)
+            except ConnectionLostError as error:
+                self._drop(session, error)
+                first = {index: OutcomeUnknownError(str(error)) for index in range(len(batch))}
+            if not first:
+                return first
+        return self._deliver(batch, timeout, lambda live, part, left: live.send(self._now(queue), part, left), first)
 
     def publish(self, topic: str, batch: Sequence[Outgoing], timeout: float) -> Failures:
-        return self._deliver(batch, timeout, lambda session, part, left: session.publish(topic, part, left))
+        return self._deliver(batch, timeout, lambda session, part, left: session.publish(topic, part, left), None)
 
     def _deliver(
-        self, batch: Sequence[Outgoing], timeout: float, send: Callable[[Session, Sequence[Outgoing], float], Failures]
+        self,
+        batch: Sequence[Outgoing],
+        timeout: float,
+        send: Callable[[Session, Sequence[Outgoing], float], Failures],
+        first: Failures | None,
     ) -> Failures:
-        """Send until every message is stored or refused, or the time is up."""
+        """Send until every message is stored or refused, or the time is up. *first*: what a first attempt came to."""
         deadline = self._clock.monotonic() + timeout
         final: dict[int, MQError] = {}
         doubtful: dict[int, MQError] = {}  # index → why an attempt of it is unknown
         places = list(range(len(batch)))
         messages = batch
         while True:
-            try:
-                session = self._live(deadline)
-                left = max(deadline - self._clock.monotonic(), 0.0)
-                failures = self._attempt(session, messages, left, send)
-            except MQError as error:
-                failures = {place: _not_sent(error) for place in range(len(messages))}
+            failures = self._attempt(messages, deadline, send) if first is None else first
+            first = None
             if not failures:
                 return final
             again: list[int] = []
@@ -194,28 +204,38 @@ class Reconnecting:
                 return {index: _in_doubt(error, doubtful.get(index)) for index, error in final.items()}
             for index in again:
                 final.pop(index, None)
+            self._still_lives()
             places = again
             messages = [_resent(batch[index]) if index in doubtful else batch[index] for index in again]
             self._back_off(deadline)
 
     def _attempt(
         self,
-        session: Session,
         messages: Sequence[Outgoing],
-        left: float,
+        deadline: float,
         send: Callable[[Session, Sequence[Outgoing], float], Failures],
     ) -> Failures:
         try:
-            failures = send(session, messages, left)
-            if any(isinstance(error, (OutcomeUnknownError, NotSentError)) for error in failures.values()):
-                session.receive(0, 0.0)  # does the connection still live? A channel may have ended alone
+            session = self._live(deadline)
+        except MQError as error:
+            return {place: _not_sent(error) for place in range(len(messages))}
+        try:
+            failures = send(session, messages, max(deadline - self._clock.monotonic(), 0.0))
         except ConnectionLostError as error:
             self._drop(session, error)
-            return {index: OutcomeUnknownError(str(error)) for index in range(len(messages))}
-        else:
-            if not failures:
-                self._attempts = 0
-            return failures
+            return {place: OutcomeUnknownError(str(error)) for place in range(len(messages))}
+        if not failures:
+            self._attempts = 0
+        return failures
+
+    def _still_lives(self) -> None:
+        """A send failed: has the connection ended, or only a channel of it?"""
+        session = self._session
+        if session is not None:
+            try:
+                session.receive(0, 0.0)
+            except ConnectionLostError as error:
+                self._drop(session, error)
 
     # --- the connection ----------------------------------------------------------------------------------------------
 
