@@ -279,7 +279,7 @@ class ProcessServer:
                 self._probe()
                 failure = None  # its traceback holds this frame, and that would keep a forgotten server alive
                 return
-            except Exception as exc:  # noqa: BLE001 - whatever a client library raises means: not ready yet
+            except Exception as exc:  # whatever a client library raises means: not ready yet
                 failure = exc
             if time.monotonic() > deadline:
                 raise self._not_ready(f"was not ready in {self._ready_timeout:g} s", failure)

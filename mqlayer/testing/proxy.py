@@ -218,7 +218,7 @@ class FaultProxy:
         try:
             while self._running:
                 self._links.turn()
-        except Exception as exc:  # noqa: BLE001 - kept for stop(), which raises it
+        except Exception as exc:  # kept for stop(), which raises it
             self._links.errors.append(exc)
         with self._lock:
             self._running = False
@@ -235,7 +235,7 @@ class FaultProxy:
             action, future = self._actions.popleft()
             try:
                 action()
-            except Exception as exc:  # noqa: BLE001 - goes to the thread that called the verb
+            except Exception as exc:  # goes to the thread that called the verb
                 future.set_exception(exc)
             else:
                 future.set_result(None)

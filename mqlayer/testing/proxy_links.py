@@ -283,7 +283,7 @@ class Links:
             self.triggered += 1
             try:
                 trigger.callback()
-            except Exception as exc:  # noqa: BLE001 - kept for stop(), which raises it
+            except Exception as exc:  # kept for stop(), which raises it
                 self.errors.append(exc)
         return bool(reached)
 
