@@ -62,18 +62,16 @@ class Store:
                 self._look(due, now, wall)
 
     def _look(self, queue: Queue, now: float, wall: float) -> None:
-        found = queue.fall_due(now, self._order)
+        if queue.fall_due(now, self._order):
+            self._announce(queue, now)
         for subscription in list(queue.subscriptions):
             for entry in subscription.overdue(now):
                 self._give_back(subscription, entry, now, wall, entry.message, entry.count)
-                found = True
             self._retire(subscription, now)
         if queue.unused_until() <= now:
             self._drop(queue)
-            return
-        if found:
-            self._announce(queue, now)
-        self._schedule(queue, queue.next_due())
+        else:
+            self._schedule(queue, queue.next_due())
 
     def _schedule(self, queue: Queue, when: float) -> None:
         """Look at *queue* at *when*, and let those look who found nothing in it."""
@@ -179,7 +177,7 @@ class Store:
                 index: UnroutableError(f"there is no queue {name!r}; declare it first", message_id=message.id)
                 for index, message in enumerate(batch)
             }
-        ready = queue.ready
+        ready, came = queue.ready, False
         for message in batch:
             if (
                 message.delay
@@ -188,12 +186,14 @@ class Store:
                 or message.dedup_id
                 or message.expires_at is not None
             ):
-                self._put(queue, message, now, expires)
+                came = self._put(queue, message, now, expires) or came
             else:
                 ready.append(Entry(message, self._order()))
-        for subscription in queue.subscriptions:
-            if subscription.client.next_look > now:
-                self._tell(subscription.client, now)
+                came = True
+        if came:
+            for subscription in queue.subscriptions:
+                if subscription.client.next_look > now:
+                    self._tell(subscription.client, now)
         return {}
 
     def publish(
@@ -204,10 +204,11 @@ class Store:
             self.send(now, wall, name, batch, expires)
         return {}
 
-    def _put(self, queue: Queue, message: Outgoing, now: float, expires: bool, *, copy: bool = False) -> None:
+    def _put(self, queue: Queue, message: Outgoing, now: float, expires: bool, *, copy: bool = False) -> bool:
+        """Whether it came in now; else it comes later, or is a duplicate."""
         # A copy that a Forward makes keeps its message's dedup_id, and must not be taken for the duplicate.
         if message.dedup_id and not copy and queue.seen_before(message.dedup_id, now, DEDUP_WINDOW):
-            return
+            return False
         delay = message.delay
         entry = Entry(message._replace(delay=0.0) if delay else message, self._order())
         if expires and message.expires_at is not None:
@@ -217,8 +218,9 @@ class Store:
         if delay > 0:
             queue.put_off(entry, now + delay, DELAYED)
             self._schedule(queue, now + delay)
-        else:
-            queue.add(entry)
+            return False
+        queue.add(entry)
+        return True
 
     # Receiving
 
@@ -380,8 +382,8 @@ class Store:
             if target is None:
                 text = f"there is no queue {verdict.queue!r} to forward to; the message stays where it is"
                 return UnroutableError(text, message_id=verdict.copy.id)
-            self._put(target, verdict.copy, now, True, copy=True)
-            self._announce(target, now)
+            if self._put(target, verdict.copy, now, True, copy=True):
+                self._announce(target, now)
             holder.let_go(entry)
             self._finish(holder, entry, now)
             return None
@@ -389,7 +391,6 @@ class Store:
             self._give_back(holder, entry, now, wall, entry.failed(), 0, verdict.delay)
         else:  # Release
             self._give_back(holder, entry, now, wall, entry.message, entry.count - 1)
-        self._announce(holder.queue, now)
         self._retire(holder, now)
         return None
 
@@ -416,6 +417,7 @@ class Store:
         if expires_at is not None and expires_at <= wall:
             if entry.leads:
                 queue.advance(entry)
+                self._announce(queue, now)
             return
         again = entry.again(message, count)
         self._agenda.watch(queue, again)
@@ -426,6 +428,7 @@ class Store:
             self._schedule(queue, min(now + delay, early))
         else:
             queue.put_back(again)
+            self._announce(queue, now)
 
     def leave(self, now: float, wall: float, client: Client, released: bool) -> None:
         """A session ends. What it holds goes back: *released*, as if never delivered, or else with its count kept."""
@@ -437,7 +440,6 @@ class Store:
             for entry in subscription.entries():
                 count = entry.count - 1 if released else entry.count
                 self._give_back(subscription, entry, now, wall, entry.message, count)
-            self._announce(subscription.queue, now)
             self._retire(subscription, now)
         for name in client.own_queues:
             queue = self._queues.get(name)
