@@ -89,7 +89,7 @@ class ProcessServer:
         env: The whole environment; ``None``: the caller's.
         user: Whom to become, if the caller is root. Anybody else runs the server as themselves.
         probe: One functional round trip, bounded in time, that raises until the server serves. A port that accepts is
-            not a server that is ready.
+            not a server that is ready. ``None``: started is ready, and an early exit is not noticed.
         port: Where it listens. It must be refused before a start, so that no older server answers the probe, and
             after an end.
     """
@@ -268,13 +268,13 @@ class ProcessServer:
         return entry.pw_uid, entry.pw_gid
 
     def _await_ready(self, process: subprocess.Popen[bytes]) -> None:
+        if self._probe is None:
+            return
         deadline = time.monotonic() + self._ready_timeout
         failure: Exception | None = None
         while True:
             if process.poll() is not None:
                 raise self._not_ready(f"ended with exit status {process.returncode} before it was ready", failure)
-            if self._probe is None:
-                return
             try:
                 self._probe()
                 failure = None  # its traceback holds this frame, and that would keep a forgotten server alive
