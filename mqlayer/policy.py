@@ -1,6 +1,5 @@
 """Decisions, as plain functions of their arguments: no clock is read here, no thread started, nothing sent."""
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -58,11 +57,10 @@ class Retry:
 
     def backoff(self, delivery_count: int, random: float = 0.5) -> float:
         """Seconds to wait after the delivery of that count failed. *random* is from 0 to 1; 0.5 gives no jitter."""
-        if self.delay == 0:
-            return 0.0
-        # in logarithms, so that a count of thousands does not overflow
-        exponent = math.log(self.delay) + (max(delivery_count, 1) - 1) * math.log(self.factor)
-        wait = self.delay_max if exponent > 700 else min(math.exp(exponent), self.delay_max)
+        try:
+            wait = min(self.delay * self.factor ** (max(delivery_count, 1) - 1), self.delay_max)
+        except OverflowError:  # a count of thousands
+            wait = self.delay_max if self.delay else 0.0
         return wait * (1 + self.jitter * (2 * random - 1))
 
 

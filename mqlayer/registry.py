@@ -10,7 +10,16 @@ from mqlayer.driver import Backend, BackendFactory
 from mqlayer.errors import ConfigError, MissingExtraError, UnknownSchemeError
 from mqlayer.urls import BrokerURL, parse_url, split_options
 
-__all__ = ["CommonOptions", "Target", "backend_factory", "open_backend", "register_backend", "schemes"]
+__all__ = [
+    "CommonOptions",
+    "Reading",
+    "Target",
+    "backend_factory",
+    "open_backend",
+    "read_url",
+    "register_backend",
+    "schemes",
+]
 
 GROUP = "mqlayer.backends"
 
@@ -100,8 +109,21 @@ def backend_factory(scheme: str) -> BackendFactory:
         raise MissingExtraError(f"{scheme}:// needs {package}: {mend}") from exc
 
 
-def open_backend(text: str, *, clock: Clock) -> Target:
-    """Read a URL and make its backend. Nothing is connected yet.
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A URL that has been understood; nothing is made of it yet."""
+
+    url: BrokerURL
+    factory: BackendFactory
+    options: object
+    common: CommonOptions
+
+    def target(self, backend: Backend) -> Target:
+        return Target(self.url, backend, self.common, getattr(self.options, "prefetch", None))
+
+
+def read_url(text: str) -> Reading:
+    """Read a URL and find its factory.
 
     Raises:
         ConfigError: the URL, its scheme, an option or the installation is wrong.
@@ -111,5 +133,14 @@ def open_backend(text: str, *, clock: Clock) -> Target:
     options, common = split_options(url.query, factory.options, CommonOptions, scheme=url.scheme)
     if not isinstance(common, CommonOptions):
         raise ConfigError(f"{url.scheme}:// has a broken options class")
-    prefetch = getattr(options, "prefetch", None)
-    return Target(url, factory(url, options, clock=clock), common, prefetch)
+    return Reading(url, factory, options, common)
+
+
+def open_backend(text: str, *, clock: Clock) -> Target:
+    """Read a URL and make its backend. Nothing is connected yet.
+
+    Raises:
+        ConfigError: as for ``read_url``.
+    """
+    reading = read_url(text)
+    return reading.target(reading.factory(reading.url, reading.options, clock=clock))

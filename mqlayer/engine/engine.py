@@ -20,6 +20,7 @@ from mqlayer.errors import ClosedError, ForkedError, MQError
 from mqlayer.layers.emulated import Emulated, emulated_capabilities, native_capabilities
 from mqlayer.layers.observed import Observations, Observed
 from mqlayer.layers.reconnecting import Reconnecting
+from mqlayer.policy import reconnect_delay
 from mqlayer.registry import Target
 
 __all__ = ["Engine"]
@@ -111,6 +112,7 @@ class Engine:
                 clock=self.clock,
                 first=first,
                 on_change=changed,
+                back_off=_at_once if self.inline else reconnect_delay,
             )
             if self.capabilities != self.native or self.native.counts is Counts.FLAG:
                 session = Emulated(session, clock=self.clock, native_only=self._native_only)
@@ -186,6 +188,10 @@ class Engine:
     def lines(self) -> list[Line]:
         with self._lock:
             return [self.sender, *self._consumers]
+
+
+def _at_once(attempt: int, random: float) -> float:
+    return 0.0  # a store in memory is there again at once, and a test's clock stands still
 
 
 def _no_look(when: float) -> None:

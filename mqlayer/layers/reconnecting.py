@@ -42,6 +42,7 @@ class Reconnecting:
         connect: Makes a session, trying each host once, within the given seconds.
         capabilities: What the backend's sessions can do; read from the first one.
         first: A session that is connected already.
+        back_off: Attempt (from 0) and a random number from 0 to 1 → seconds to wait before it.
         on_change: Called with the error when a connection ends or an attempt fails, and with ``None`` when one is made.
     """
 
@@ -53,12 +54,14 @@ class Reconnecting:
         clock: Clock,
         first: Session | None = None,
         on_change: Callable[[MQError | None], None] = lambda error: None,
+        back_off: Callable[[int, float], float] = reconnect_delay,
     ) -> None:
         self._connect = connect
         self._capabilities = capabilities
         self._clock = clock
         self._session = first
         self._on_change = on_change
+        self._pause_after = back_off
         self._ended = False  # by abort or close: nothing is tried any more
         self._woken = False
         self._pause = threading.Condition()
@@ -338,14 +341,14 @@ class Reconnecting:
         session.close(ABORT_TIMEOUT)
 
     def _note(self, error: MQError) -> None:
-        self._retry_at = self._clock.monotonic() + reconnect_delay(self._attempts, random.random())
+        self._retry_at = self._clock.monotonic() + self._pause_after(self._attempts, random.random())
         self._attempts += 1
         self._on_change(error)
 
     def _back_off(self, deadline: float) -> None:
         """Between two attempts on a connection that lives, so that a broker that says no at once is not hammered."""
         if self._session is not None:
-            pause = reconnect_delay(self._attempts, random.random())
+            pause = self._pause_after(self._attempts, random.random())
             self._attempts += 1
             self._wait_until(min(self._clock.monotonic() + pause, deadline), interruptible=False)
 
