@@ -790,3 +790,36 @@ def test_what_is_settled_leaves_nothing_behind(broker: Broker) -> None:
     assert len(store._agenda._expiring) <= 2048
     assert len(store._agenda._looks) <= 2
     assert math.isfinite(store._agenda.next_expiry)
+
+
+def test_who_was_given_all_it_asked_for_is_not_told(broker: Broker) -> None:
+    broker.send("a")
+    reader = broker.reader()
+    reader.receive(1)
+    reader.told.clear()
+    broker.send("b")
+    assert reader.told == [], "it looks again before it waits, and a call for every message would cost as much as one"
+
+
+def test_the_next_consumer_of_an_ordered_queue_is_told(broker: Broker) -> None:
+    broker.declare("o", ordered=True)
+    first, second = broker.reader("o"), broker.reader("o")
+    broker.send("1", "2", queue="o")
+    [one] = first.receive(1)
+    first.unsubscribe("o")
+    second.receive()
+    second.told.clear()
+    first.settle(Ack(one))
+    assert second.told == [0.0]
+    assert second.ids() == ["2"]
+
+
+def test_the_next_of_a_group_is_told_when_the_time_of_day_jumps(broker: Broker) -> None:
+    broker.send("a1", group_id="a", expires_at=WALL + 100.0)
+    broker.send("a2", group_id="a")
+    reader = broker.reader()
+    reader.settle(Nack(reader.receive()[0], 200.0))
+    assert reader.receive() == []
+    reader.told.clear()
+    broker.store.stats(1.0, WALL + 100.0, "q")
+    assert [when for _, when in broker.store.calls] == [1.0]
