@@ -82,6 +82,7 @@ class Intake:
         self.lease = lease
         self.closed = False
         self.epoch = 0  #: grows with each connection that ends
+        self.arrived_at = clock.monotonic()
         self._clock = clock
         self._prefetch = prefetch
         self._hold_max = hold_max
@@ -172,6 +173,7 @@ class Intake:
     def add(self, got: Sequence[Held]) -> None:
         """Deliveries have arrived."""
         with self.signal.condition:
+            self.arrived_at = self._clock.monotonic()
             self._buffer.extend(got)
             if self._timed:
                 self._leased.update(got)
@@ -186,6 +188,20 @@ class Intake:
             self._error = error
             self._windows = dict.fromkeys(self._windows, 0)
         self.signal.notify()
+
+    @property
+    def queues(self) -> list[str]:
+        return list(self._windows)
+
+    @property
+    def waiting(self) -> bool:
+        """Somebody waits for a delivery that is not here."""
+        return self._asked > len(self._buffer)
+
+    def resubscribe(self, queue: str) -> None:
+        """The subscription of a queue is to be made anew at the next turn."""
+        with self.signal.condition:
+            self._windows[queue] = 0
 
     def unset(self, queue: str) -> None:
         """The window of a queue could not be changed now; it is tried again after a pause."""

@@ -13,12 +13,13 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, Protocol, TypeVar
 
 from mqlayer.clock import Clock
-from mqlayer.driver import Capabilities, Extend, Incoming, Outgoing, Session, Verdict
+from mqlayer.driver import Capabilities, Extend, Incoming, Outgoing, Session, Support, Verdict
 from mqlayer.engine.intake import Held, Intake
 from mqlayer.engine.outbox import Outbox
 from mqlayer.engine.parcel import GRACE, Parcel, Target, no_room, no_word
 from mqlayer.engine.settlements import Settlement, Settlements
 from mqlayer.engine.waiting import Signal
+from mqlayer.engine.watch import Watch
 from mqlayer.errors import (
     ClosedError,
     ConnectionLostError,
@@ -123,6 +124,7 @@ class ThreadLine:
         self._consuming = intake
         self._outbox = Outbox(clock)
         self._settlements = Settlements(intake, timeout=timeout, creates=creates) if intake else None
+        self._watch = Watch(name, intake, clock) if intake and capabilities.stats is not Support.UNSUPPORTED else None
         self._calls: deque[_Call] = deque()
         self._session = make(intake.connection_lost if intake else _nothing)
         self._idle = False
@@ -335,6 +337,8 @@ class ThreadLine:
             self._outbox.hand_over(self._session)
         if self._closing and (not self._pending() or self._clock.monotonic() >= self._outbox.ends_at):
             return False
+        if self._watch is not None:
+            self._watch.look(self._session)
         self._receive()
         return True
 
