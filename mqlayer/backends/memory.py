@@ -1,8 +1,9 @@
 """``memory://``: a whole broker in memory, for tests and for queues that may end with their process.
 
-``memory://`` is private to its connection. ``memory://name`` is shared by all connections of the process that use the
-name, and lives until the last of them is closed: whoever looks at what an application left keeps a connection of its own
-open meanwhile, and nothing is left over for the next test. Nothing survives the process, and nothing crosses a fork.
+``memory://`` is private to its connection, and so nothing is left over for the next test. ``memory://name`` is shared by
+all connections of the process that use the name, and lives as long as the process, as a broker would: what was sent before
+a connection closed is there for the next one. ``MemoryFactory.forget(name)`` ends it. Nothing survives the process, and
+nothing crosses a fork.
 
 A session never blocks: ``receive`` returns at once, whatever its timeout, and ``look_again`` says when the next one may
 find something. It is called from whichever thread made the change, without the store's lock.
@@ -11,7 +12,6 @@ find something. It is called from whichever thread made the change, without the 
 import math
 import os
 import threading
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -101,14 +101,14 @@ class MemoryBackend:
 
 
 class _MemoryFactory:
-    """Makes backends, and knows the named stores of the process: that they are one for all who use the name is their
-    whole point. A store leaves with the last backend that has it open, or when all of them were forgotten unclosed."""
+    """Makes backends, and knows the named stores of the process: that they are one for all who use the name, for as long
+    as the process lives, is their whole point."""
 
     options = MemoryOptions
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._stores: weakref.WeakValueDictionary[str, SharedStore] = weakref.WeakValueDictionary()
+        self._stores: dict[str, SharedStore] = {}
 
     def __call__(self, url: BrokerURL, options: object, *, clock: Clock, faults: Faults | None = None) -> MemoryBackend:
         """A backend for *url*. *faults* are a test's.
@@ -123,24 +123,31 @@ class _MemoryFactory:
             return MemoryBackend(options, clock=clock, faults=faults)
         with self._lock:
             shared = self._stores.get(name)
-            if shared is None or shared.pid != os.getpid():
+            same_clock = shared is not None and (
+                shared.clock is clock or type(clock) is type(shared.clock) is SystemClock
+            )
+            if shared is None or shared.pid != os.getpid() or not (same_clock or shared.backends):
+                # Nobody has it open, and its times mean nothing by another clock: it begins anew.
                 shared = self._stores[name] = SharedStore(clock)
-            elif shared.clock is not clock and not (type(clock) is type(shared.clock) is SystemClock):
+            elif not same_clock:
                 raise ConfigError(
                     f"memory://{name} is open with another clock; pass the same one to all its connections"
                 )
             opened = shared
             backend = MemoryBackend(
-                options, clock=clock, shared=opened, faults=faults, on_close=lambda: self._release(name, opened)
+                options, clock=clock, shared=opened, faults=faults, on_close=lambda: self._release(opened)
             )
             opened.backends += 1
             return backend
 
-    def _release(self, name: str, shared: SharedStore) -> None:
+    def _release(self, shared: SharedStore) -> None:
         with self._lock:
             shared.backends -= 1
-            if not shared.backends and self._stores.get(name) is shared:
-                del self._stores[name]
+
+    def forget(self, name: str) -> None:
+        """The next connection to ``memory://name`` begins with an empty broker."""
+        with self._lock:
+            self._stores.pop(name, None)
 
 
 MemoryFactory = _MemoryFactory()

@@ -54,7 +54,7 @@ class Signal:
     def look_again(self, when: float) -> None:
         """Something may be there at monotonic time *when*, or now."""
         with self.condition:
-            if when < self.due:
+            if when < self.due or self.due <= self._clock.monotonic():  # a time that has passed keeps no later one out
                 self.due = when
         self.notify()
 

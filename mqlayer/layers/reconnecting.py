@@ -158,6 +158,9 @@ class Reconnecting:
     # --- sends -------------------------------------------------------------------------------------------------------
 
     def send(self, queue: str, batch: Sequence[Outgoing], timeout: float) -> Failures:
+        most = self._capabilities.batch_max
+        if most is not None and len(batch) > most:
+            return _in_parts(batch, most, timeout, self._clock, lambda part, left: self.send(queue, part, left))
         first: Failures | None = None
         session = self._session
         if session is not None:
@@ -171,6 +174,9 @@ class Reconnecting:
         return self._deliver(batch, timeout, lambda live, part, left: live.send(self._now(queue), part, left), first)
 
     def publish(self, topic: str, batch: Sequence[Outgoing], timeout: float) -> Failures:
+        most = self._capabilities.batch_max
+        if most is not None and len(batch) > most:
+            return _in_parts(batch, most, timeout, self._clock, lambda part, left: self.publish(topic, part, left))
         return self._deliver(batch, timeout, lambda session, part, left: session.publish(topic, part, left), None)
 
     def _deliver(
@@ -363,6 +369,22 @@ class Reconnecting:
                     break
                 self._clock.wait(self._pause, left)
         return True
+
+
+def _in_parts(
+    batch: Sequence[Outgoing],
+    most: int,
+    timeout: float,
+    clock: Clock,
+    send: Callable[[Sequence[Outgoing], float], Failures],
+) -> Failures:
+    """Send a batch that is larger than the broker takes at once."""
+    deadline = clock.monotonic() + timeout
+    failures: dict[int, MQError] = {}
+    for start in range(0, len(batch), most):
+        part = send(batch[start : start + most], max(deadline - clock.monotonic(), 0.0))
+        failures.update({start + place: error for place, error in part.items()})
+    return failures
 
 
 def _stale(verdict: Verdict) -> StaleDeliveryError:

@@ -84,7 +84,7 @@ def test_a_store_without_a_name_is_private_to_its_backend() -> None:
         open_backend().session(T, nobody).stats("q", T)
 
 
-def test_a_named_store_is_shared_until_the_last_backend_closes() -> None:
+def test_a_named_store_is_shared_and_outlives_its_backends() -> None:
     clock = ManualClock()
     first, second = open_backend("memory://shop", clock=clock), open_backend("memory://shop", clock=clock)
     other = open_backend("memory://other", clock=clock).session(T, nobody)
@@ -98,15 +98,20 @@ def test_a_named_store_is_shared_until_the_last_backend_closes() -> None:
         other.stats("q", T)
     assert second.session(T, nobody).stats("q", T) == holds(1, 0, 0)
     second.close()
-    with pytest.raises(QueueNotFoundError):
+    again = open_backend("memory://shop", clock=clock)
+    assert again.session(T, nobody).stats("q", T) == holds(1, 0, 0)
+    again.close()
+    with pytest.raises(QueueNotFoundError):  # nobody had it open, and its times mean nothing by another clock
         open_backend("memory://shop", clock=ManualClock()).session(T, nobody).stats("q", T)
 
 
-def test_a_named_store_whose_backends_were_forgotten_is_gone() -> None:
-    open_session("memory://forgotten").send("q", messages("a"), T)
-    gc.collect()
+def test_a_named_store_can_be_forgotten() -> None:
+    clock = ManualClock()
+    open_session("memory://forgotten", clock=clock).send("q", messages("a"), T)
+    MemoryFactory.forget("forgotten")
+    MemoryFactory.forget("never there")
     with pytest.raises(QueueNotFoundError):
-        open_backend("memory://forgotten").session(T, nobody).stats("q", T)
+        open_backend("memory://forgotten", clock=clock).session(T, nobody).stats("q", T)
 
 
 def test_one_store_has_one_clock() -> None:
