@@ -1,0 +1,5 @@
+"""``matrix``: stub until the runner is there."""
+
+
+def matrix() -> None:
+    """Stub."""
