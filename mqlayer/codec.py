@@ -20,6 +20,8 @@ __all__ = ["as_header_value", "check_headers", "decode", "encode", "from_headers
 BYTES, TEXT, JSON = "application/octet-stream", "text/plain; charset=utf-8", "application/json"
 RESERVED = "mq-"
 TYPES = "mq-types"
+HEADER_BITS_MAX = 1024  #: of a whole number in a header; Python itself refuses to write out much larger ones as text
+FIELD_MAX = 2.0**63  #: of a number in an ``mq-*`` header; what is larger was not written by mqlayer
 
 # field -> how it is written; the trail's fields are optional and rare
 _FIELDS: dict[str, type] = {
@@ -60,13 +62,14 @@ def encode(payload: Any, content_type: str | None = None) -> tuple[bytes, str]:
         return bytes(payload), content_type or BYTES
     try:
         if isinstance(payload, str) and (content_type is None or not _is_json(content_type)):
-            return payload.encode(), content_type or TEXT
+            text = content_type is not None and content_type.startswith("text/")
+            return payload.encode(_charset(content_type) if text and content_type else "utf-8"), content_type or TEXT
         if content_type is not None and not _is_json(content_type):
             raise EncodeError(
                 f"a payload of type {type(payload).__name__} travels as JSON, not as {content_type!r}: pass bytes instead"
             )
         return _json().encode(payload), content_type or JSON
-    except (TypeError, ValueError, OverflowError, RecursionError) as exc:
+    except (TypeError, ValueError, OverflowError, RecursionError, LookupError) as exc:
         raise EncodeError(f"the payload cannot be encoded: {exc}") from exc
 
 
@@ -104,6 +107,8 @@ def check_headers(headers: Mapping[str, HeaderValue]) -> Mapping[str, HeaderValu
             raise HeaderError(
                 f"header {name!r}: a value is str, int, float, bool, bytes or None, not {type(value).__name__}"
             )
+        if isinstance(value, int) and value.bit_length() > HEADER_BITS_MAX:
+            raise HeaderError(f"header {name!r}: a whole number has {HEADER_BITS_MAX} bits at most")
         for text in (name, value):
             if isinstance(text, str) and not text.isascii():
                 try:
@@ -181,7 +186,10 @@ def as_header_value(value: object) -> HeaderValue:
         return bytes(value)
     if isinstance(value, (datetime.datetime, datetime.date)):
         return value.isoformat()
-    return json.dumps(value, default=str, ensure_ascii=False)
+    try:
+        return json.dumps(value, default=str, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):  # keys that JSON does not know, or a circle: still better as text
+        return str(value)
 
 
 def _number(value: object) -> str:
@@ -195,9 +203,12 @@ def _read_field(value: object, kind: type) -> object:
         return None
     try:
         number = kind(value)
-    except (ValueError, OverflowError):  # somebody else's header under our name: left out, the message is not ours
+    except (
+        ValueError,
+        OverflowError,
+    ):  # nan, inf, no number: somebody else's header under our name: left out, the message is not ours
         return None
-    return number if number == number and abs(number) != float("inf") and number >= 0 else None
+    return number if 0 <= number < FIELD_MAX else None
 
 
 def _to_text(value: HeaderValue) -> tuple[str, str]:
@@ -236,7 +247,7 @@ def _restore_types(users: dict[str, HeaderValue], text: str) -> None:
             for name, value in users.items()
             if name in types and isinstance(value, str)
         }
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         # mq-types was changed on its way: the headers stay the text that arrived, which loses nothing
         return
     users.update(restored)
@@ -278,9 +289,20 @@ def _standard_json() -> _Json:
     def refuse(name: str) -> Any:
         raise ValueError(f"{name} is not JSON")
 
+    def finite(text: str) -> float:
+        number = float(text)
+        return number if abs(number) != float("inf") else refuse(text)
+
     dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain).encode
-    loads = json.JSONDecoder(parse_constant=refuse).decode
-    return _Json(lambda value: dumps(value).encode(), lambda body: loads(body.decode()))
+    loads = json.JSONDecoder(parse_constant=refuse, parse_float=finite).decode
+
+    def decode(body: bytes) -> Any:
+        value = loads(body.decode())
+        if b"\\ud" in body.lower():  # half a surrogate pair is no text: it could not be sent on
+            dumps(value).encode()
+        return value
+
+    return _Json(lambda value: dumps(value).encode(), decode)
 
 
 def _msgspec_json() -> _Json:
@@ -290,7 +312,10 @@ def _msgspec_json() -> _Json:
     exact = _standard_json().encode
 
     def encode(value: Any) -> bytes:
-        body = fast(value)
+        try:
+            body = fast(value)
+        except (TypeError, OverflowError):  # subclasses of str and int, some keys: the standard library knows them
+            return exact(value)
         # msgspec writes NaN and infinity as null; where a null stands, the standard library looks again and refuses them
         return exact(value) if b"null" in body else body
 
@@ -306,6 +331,8 @@ def _plain(value: Any) -> Any:
 
     if isinstance(value, (datetime.datetime, datetime.date, datetime.time)):
         return value.isoformat().replace("+00:00", "Z")
+    if isinstance(value, datetime.timedelta):
+        return _duration(value)
     if isinstance(value, (uuid.UUID, decimal.Decimal)):
         return str(value)
     if isinstance(value, enum.Enum):
@@ -317,3 +344,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (bytes, bytearray, memoryview)):
         return base64.b64encode(bytes(value)).decode()
     raise TypeError(f"JSON has no form for {type(value).__name__}")
+
+
+def _duration(value: datetime.timedelta) -> str:
+    """ISO 8601, in days and seconds."""
+    sign, value = ("-", -value) if value < datetime.timedelta() else ("", value)
+    seconds = str(value.seconds) + (f".{value.microseconds:06d}".rstrip("0") if value.microseconds else "")
+    days = f"{value.days}D" if value.days or seconds == "0" else ""
+    return f"{sign}P{days}" + (f"T{seconds}S" if seconds != "0" else "")

@@ -68,10 +68,10 @@ def check_fields(delay: float, ttl: float | None, priority: int | None) -> None:
     Raises:
         ArgumentError: negative or non-finite times, ``ttl <= delay``, a priority outside 0–9.
     """
-    if not 0.0 <= delay < float("inf"):
+    if not isinstance(delay, (int, float)) or not 0.0 <= delay < float("inf"):
         raise ArgumentError(f"delay is a number of seconds from 0, not {delay!r}")
     if ttl is not None:
-        if not 0.0 < ttl < float("inf"):
+        if not isinstance(ttl, (int, float)) or not 0.0 < ttl < float("inf"):
             raise ArgumentError(f"ttl is a positive number of seconds, not {ttl!r}")
         if ttl <= delay:
             raise ArgumentError(f"ttl={ttl} ends before delay={delay} does: nobody would ever see the message")

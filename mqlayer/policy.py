@@ -1,5 +1,6 @@
 """Decisions, as plain functions of their arguments: no clock is read here, no thread started, nothing sent."""
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,9 +14,11 @@ __all__ = [
     "Step",
     "delivery_count",
     "describe",
+    "exhausted_reason",
     "failed_trail",
     "flagged_trail",
     "is_suspect",
+    "lease_margin",
     "next_step",
     "reconnect_delay",
     "released_trail",
@@ -50,9 +53,12 @@ class Retry:
     jitter: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.attempts_max < 1:
-            raise ArgumentError(f"Retry.attempts_max is at least 1, not {self.attempts_max!r}")
-        if self.delay < 0 or self.delay_max < 0 or self.factor < 1 or not 0 <= self.jitter <= 1:
+        if isinstance(self.attempts_max, bool) or not isinstance(self.attempts_max, int) or self.attempts_max < 1:
+            raise ArgumentError(f"Retry.attempts_max is a whole number from 1, not {self.attempts_max!r}")
+        numbers = (self.delay, self.delay_max, self.factor, self.jitter)
+        if not all(isinstance(number, (int, float)) and 0 <= number < math.inf for number in numbers) or (
+            self.factor < 1 or self.jitter > 1
+        ):
             raise ArgumentError(f"Retry has delays from 0, a factor from 1 and a jitter from 0 to 1, not {self!r}")
 
     def backoff(self, delivery_count: int, random: float = 0.5) -> float:
@@ -99,7 +105,11 @@ def exhausted_reason(count: int, retry: Retry) -> str:
 
 def describe(error: BaseException) -> str:
     """An error in one short line, for the dead letter's reason."""
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    try:
+        said = str(error)
+    except Exception:  # a handler's own class, whose text is broken: its name still says something
+        said = ""
+    text = f"{type(error).__name__}: {said}" if said else type(error).__name__
     text = " ".join(text.split())
     return text.encode("utf-8", "replace").decode()[:REASON_MAX]
 

@@ -1,5 +1,6 @@
 """From a URL to a backend: by entry point, so that ours and a third party's are found in the same way."""
 
+import difflib
 import functools
 import threading
 from dataclasses import dataclass
@@ -90,7 +91,7 @@ def backend_factory(scheme: str) -> BackendFactory:
     """The factory of a scheme.
 
     Raises:
-        UnknownSchemeError: nobody registered it; the text names those that are.
+        UnknownSchemeError: nobody registered it; the text names the nearest match, or those that are.
         MissingExtraError: its client library is not installed; the text names the ``pip install`` that mends it.
     """
     factory = _registered.factories.get(scheme)
@@ -98,8 +99,10 @@ def backend_factory(scheme: str) -> BackendFactory:
         return factory
     point = _installed().get(scheme)
     if point is None:
-        known = ", ".join(f"{name}://" for name in schemes())
-        raise UnknownSchemeError(f"unknown scheme {scheme}://; known here: {known}")
+        names = schemes()
+        near = difflib.get_close_matches(scheme, names, n=1)
+        hint = f"did you mean {near[0]}://?" if near else "known here: " + ", ".join(f"{name}://" for name in names)
+        raise UnknownSchemeError(f"unknown scheme {scheme}://; {hint}")
     try:
         return cast(BackendFactory, point.load())  # type: ignore[attr-defined]
     except ImportError as exc:

@@ -51,12 +51,19 @@ def parse_url(text: str) -> BrokerURL:
         ConfigError: it is not ``scheme://…``, or a port is not a number. The text is not repeated where it may hold a
             password.
     """
-    scheme, separator, rest = text.partition("://")
-    if not separator or not scheme or not scheme[0].isalpha():
+    scheme, separator, rest = text.partition("://") if isinstance(text, str) else ("", "", "")
+    plain = scheme.translate({ord(mark): None for mark in "+-."})
+    if not separator or not scheme[:1].isalpha() or not (plain.isalnum() and plain.isascii()):
         raise ConfigError("a broker URL looks like scheme://…, for example sqlite:///jobs.db or amqp://localhost/")
-    rest, _, _fragment = rest.partition("#")
+    if "#" in rest:
+        raise ConfigError(f"a '#' in a {scheme}:// URL is written %23")
     rest, _, query_text = rest.partition("?")
     authority, slash, path = rest.partition("/")
+    if authority and "@" not in authority and "@" in path + query_text:
+        # It may be that a password was cut in two, and its second half taken for a path or an option
+        raise ConfigError(
+            f"in a {scheme}:// URL, '/', '?' and '@' of a user name, password, path or option are written %2F, %3F, %40"
+        )
     login, at, hosts_text = authority.rpartition("@")
     username = password = None
     if at:
@@ -143,7 +150,7 @@ def _host(text: str, scheme: str) -> tuple[str, int | None]:
         host, _, port = text.partition(":")
     if not port:
         return unquote(host), None
-    if not port.isdigit() or not 0 < int(port) < 65536:
+    if not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
         raise ConfigError(f"the port of a host in the {scheme}:// URL is not a number from 1 to 65535")
     return unquote(host), int(port)
 
