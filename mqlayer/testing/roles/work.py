@@ -105,9 +105,8 @@ class Work:
 
     def bury(self) -> None:
         """Once an abandoned actor's thread has ended: drop what it had, as the end of a process does, closing nothing."""
-        for connection in self._connections:
-            # Forgotten connections are closed in good order, which a crash does not do.
-            connection.core._finalizer.detach()
+        for finalizer in [connection.core._finalizer for connection in self._connections]:
+            finalizer.detach()  # forgotten connections are closed in good order, which a crash does not do
         self._connections.clear()
         gc.collect()
 
