@@ -173,19 +173,20 @@ class Emulated:
         if type(verdict) is Release and self._native.release is Support.UNSUPPORTED:
             of = verdict.of
             return self._copy(of, released_trail(self._native.counts, of, _place(of)), 0.0)
-        if type(verdict) is Forward and verdict.copy.delay and self._native.delay_max is not None:
-            copy = _delayed(verdict.copy, verdict.copy.delay, self._native.delay_max, self._clock.time())
-            return verdict._replace(copy=copy)
+        if type(verdict) is Forward and verdict.copy.delay:
+            return verdict._replace(copy=self._put_off(verdict.of, verdict.copy, verdict.copy.delay))
         return verdict
 
     def _copy(self, of: Incoming, trail: Trail, delay: float) -> Forward:
+        return Forward(of, of.queue, self._put_off(of, of.message._replace(trail=trail, dedup_id=None), delay))
+
+    def _put_off(self, of: Incoming, copy: Outgoing, delay: float) -> Outgoing:
         if delay and self._native.delay is Support.UNSUPPORTED:
             delay = 0.0
             if not self._warned:
                 self._warned = True
                 log.warning("the broker of %r has no delay: a message that is given back comes again at once", of.queue)
-        copy = of.message._replace(trail=trail, dedup_id=None)
-        return Forward(of, of.queue, _delayed(copy, delay, self._native.delay_max, self._clock.time()))
+        return _delayed(copy, delay, self._native.delay_max, self._clock.time())
 
     # --- passed on ---------------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ its trail. Deliveries of an ended connection cannot be settled any more (their t
 broker hands them over again.
 """
 
+import contextlib
 import logging
 import random
 import threading
@@ -12,26 +13,38 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from mqlayer.clock import Clock
-from mqlayer.driver import Capabilities, Declare, Failures, Incoming, Outgoing, QueueOptions, Session, Stats, Verdict
+from mqlayer.driver import (
+    Capabilities,
+    Declare,
+    Failures,
+    Forward,
+    Incoming,
+    Outgoing,
+    QueueOptions,
+    Session,
+    Stats,
+    Verdict,
+)
 from mqlayer.errors import (
     BrokerError,
     ClosedError,
     ConnectionLostError,
     MQError,
-    NotSentError,
     OutcomeUnknownError,
     QueueNotFoundError,
     RequestTimeoutError,
-    SendTimeoutError,
     StaleDeliveryError,
-    ThrottledError,
+    UsageError,
 )
+from mqlayer.layers.attempts import Attempts, in_parts, not_sent
 from mqlayer.policy import reconnect_delay
 
 __all__ = ["Reconnecting"]
 
+CONNECT_MIN = 5.0  #: seconds for an attempt to connect that a receive makes, however short its own timeout
 ABORT_TIMEOUT = 1.0  #: seconds given to an ended session to let go of its socket
 T = TypeVar("T")
+_Send = Callable[[Session, Sequence[Outgoing], float], Failures]
 log = logging.getLogger("mqlayer")
 
 
@@ -64,6 +77,7 @@ class Reconnecting:
         self._pause_after = back_off
         self._ended = False  # by abort or close: nothing is tried any more
         self._woken = False
+        self._found_out: MQError | None = None  # beside a send, that a queue is gone, say: the next receive tells it
         self._pause = threading.Condition()
         self._attempts = 0
         self._retry_at = 0.0
@@ -123,6 +137,9 @@ class Reconnecting:
         Raises:
             QueueNotFoundError: a subscribed queue is gone.
         """
+        if self._found_out is not None:
+            error, self._found_out = self._found_out, None
+            raise error
         session = self._session
         if session is None:
             try:
@@ -137,8 +154,8 @@ class Reconnecting:
             return ()  # what arrived with the subscription is there at the next call, and the caller's clock moved on
         try:
             got = session.receive(limit, timeout)
-        except ConnectionLostError as error:
-            self._drop(session, error)
+        except ConnectionLostError as lost:
+            self._drop(session, lost)
             return ()
         if self._queue_now and got:
             known = {now: name for name, now in self._queue_now.items()}
@@ -149,89 +166,74 @@ class Reconnecting:
         session = self._session
         if session is None:
             return {index: _stale(verdict) for index, verdict in enumerate(verdicts)}
+        if self._queue_now:
+            verdicts = [self._renamed(verdict) for verdict in verdicts]
         try:
-            return session.settle(verdicts, timeout)
-        except ConnectionLostError as error:
-            self._drop(session, error)
+            failures = session.settle(verdicts, timeout)
+        except ConnectionLostError as lost:
+            self._drop(session, lost)
             return {index: _stale(verdict) for index, verdict in enumerate(verdicts)}
+        for error in failures.values():
+            if isinstance(error, ConnectionLostError):
+                self._drop(session, error)
+                break
+        return failures
+
+    def _renamed(self, verdict: Verdict) -> Verdict:
+        """The verdict with the names that temporary queues have on this connection."""
+        verdict = verdict._replace(of=verdict.of._replace(queue=self._now(verdict.of.queue)))
+        return verdict._replace(queue=self._now(verdict.queue)) if isinstance(verdict, Forward) else verdict
 
     # --- sends -------------------------------------------------------------------------------------------------------
 
     def send(self, queue: str, batch: Sequence[Outgoing], timeout: float) -> Failures:
         most = self._capabilities.batch_max
         if most is not None and len(batch) > most:
-            return _in_parts(batch, most, timeout, self._clock, lambda part, left: self.send(queue, part, left))
-        first: Failures | None = None
-        session = self._session
-        if session is not None:
-            try:
-                first = session.send(self._now(queue), batch, timeout)
-            except ConnectionLostError as error:
-                self._drop(session, error)
-                first = {index: OutcomeUnknownError(str(error)) for index in range(len(batch))}
-            if not first:
-                return first
-        return self._deliver(batch, timeout, lambda live, part, left: live.send(self._now(queue), part, left), first)
+            return in_parts(batch, most, timeout, self._clock, lambda part, left: self.send(queue, part, left))
+
+        def send(session: Session, part: Sequence[Outgoing], left: float) -> Failures:
+            return session.send(self._now(queue), part, left)
+
+        return self._deliver(batch, timeout, send)
 
     def publish(self, topic: str, batch: Sequence[Outgoing], timeout: float) -> Failures:
         most = self._capabilities.batch_max
         if most is not None and len(batch) > most:
-            return _in_parts(batch, most, timeout, self._clock, lambda part, left: self.publish(topic, part, left))
-        return self._deliver(batch, timeout, lambda session, part, left: session.publish(topic, part, left), None)
+            return in_parts(batch, most, timeout, self._clock, lambda part, left: self.publish(topic, part, left))
+        return self._deliver(batch, timeout, lambda session, part, left: session.publish(topic, part, left))
 
-    def _deliver(
-        self,
-        batch: Sequence[Outgoing],
-        timeout: float,
-        send: Callable[[Session, Sequence[Outgoing], float], Failures],
-        first: Failures | None,
-    ) -> Failures:
-        """Send until every message is stored or refused, or the time is up. *first*: what a first attempt came to."""
+    def _deliver(self, batch: Sequence[Outgoing], timeout: float, send: _Send) -> Failures:
+        """Send until every message is stored or refused, or the time is up."""
         deadline = self._clock.monotonic() + timeout
-        final: dict[int, MQError] = {}
-        doubtful: dict[int, MQError] = {}  # index → why an attempt of it is unknown
-        places = list(range(len(batch)))
-        messages = batch
+        session = self._session
+        failures = self._attempt(batch, deadline, send) if session is None else self._try(session, batch, timeout, send)
+        if not failures:  # nearly always
+            return failures
+        attempts = Attempts(batch)
         while True:
-            failures = self._attempt(messages, deadline, send) if first is None else first
-            first = None
-            if not failures:
-                return final
-            again: list[int] = []
-            for place, failure in sorted(failures.items()):
-                index = places[place]
-                if isinstance(failure, OutcomeUnknownError):
-                    doubtful[index] = failure
-                    again.append(index)
-                elif isinstance(failure, (NotSentError, ThrottledError)):
-                    again.append(index)
-                    final[index] = failure if isinstance(failure, NotSentError) else _not_sent(failure)
-                else:
-                    final[index] = failure
-            if not again or self._ended or self._clock.monotonic() >= deadline:
-                final.update({index: doubtful[index] for index in again if index in doubtful})
-                return {index: _in_doubt(error, doubtful.get(index)) for index, error in final.items()}
-            for index in again:
-                final.pop(index, None)
+            attempts.note(failures)
+            if attempts.done or self._ended or self._clock.monotonic() >= deadline:
+                return attempts.failures()
             self._still_lives()
-            places = again
-            messages = [_resent(batch[index]) if index in doubtful else batch[index] for index in again]
             self._back_off(deadline)
+            failures = self._attempt(attempts.messages, deadline, send)
 
-    def _attempt(
-        self,
-        messages: Sequence[Outgoing],
-        deadline: float,
-        send: Callable[[Session, Sequence[Outgoing], float], Failures],
-    ) -> Failures:
+    def _attempt(self, messages: Sequence[Outgoing], deadline: float, send: _Send) -> Failures:
         try:
             session = self._live(deadline)
         except MQError as error:
-            return {place: _not_sent(error) for place in range(len(messages))}
+            return {place: not_sent(error) for place in range(len(messages))}
+        return self._try(session, messages, max(deadline - self._clock.monotonic(), 0.0), send)
+
+    def _try(self, session: Session, messages: Sequence[Outgoing], left: float, send: _Send) -> Failures:
+        """One attempt on a live session; with a fate for every message, whatever the session raises."""
         try:
-            failures = send(session, messages, max(deadline - self._clock.monotonic(), 0.0))
-        except ConnectionLostError as error:
-            self._drop(session, error)
+            failures = send(session, messages, left)
+        except UsageError as error:  # unsupported, say: raised before anything left, and no better the next time
+            return dict.fromkeys(range(len(messages)), error)
+        except MQError as error:
+            if isinstance(error, ConnectionLostError):
+                self._drop(session, error)
             return {place: OutcomeUnknownError(str(error)) for place in range(len(messages))}
         if not failures:
             self._attempts = 0
@@ -245,6 +247,8 @@ class Reconnecting:
                 session.receive(0, 0.0)
             except ConnectionLostError as error:
                 self._drop(session, error)
+            except MQError as error:
+                self._found_out = error
 
     # --- the connection ----------------------------------------------------------------------------------------------
 
@@ -267,6 +271,8 @@ class Reconnecting:
     def close(self, timeout: float) -> None:
         self._ended = True
         session, self._session = self._session, None
+        with self._pause:
+            self._pause.notify_all()
         if session is not None:
             session.close(timeout)
 
@@ -294,12 +300,12 @@ class Reconnecting:
             if self._session is not None:
                 return self._session
             if not self._wait_until(min(self._retry_at, deadline), interruptible):
-                raise ConnectionLostError("not connected; woken")
+                raise ConnectionLostError("not connected, and no longer waited for")
             left = deadline - self._clock.monotonic()
-            if self._retry_at > self._clock.monotonic() or (left <= 0 and self._attempts):
+            if self._retry_at > self._clock.monotonic() or (left <= 0 and self._attempts and not interruptible):
                 raise ConnectionLostError("not connected; the next attempt is due later")
             try:
-                return self._make(max(left, 0.0))
+                return self._make(max(left, CONNECT_MIN if interruptible else 0.0))
             except MQError as error:
                 self._note(error)
                 if interruptible or isinstance(error, QueueNotFoundError) or self._clock.monotonic() >= deadline:
@@ -313,7 +319,7 @@ class Reconnecting:
         try:
             self._restore(session, deadline)
         except MQError:
-            session.close(0.0)
+            _let_go(session)
             raise
         self._session = session
         if self._ended:  # aborted while connecting: nobody would end this session otherwise
@@ -330,10 +336,15 @@ class Reconnecting:
             session.declare(queue, options, Declare.ENSURE, left())
         for (topic, group), name in self._bound.items():
             now = session.bind(topic, group, left())
+            self._queue_now.pop(name, None)
             if now != name:
                 self._queue_now[name] = now
-        for queue, (window, lease) in self._subscribed.items():
-            session.subscribe(self._now(queue), window, lease, left())
+        for queue, (window, lease) in list(self._subscribed.items()):
+            try:
+                session.subscribe(self._now(queue), window, lease, left())
+            except QueueNotFoundError:
+                self._subscribed.pop(queue, None)  # told once; the other queues must not suffer for it
+                raise
 
     def _now(self, queue: str) -> str:
         return self._queue_now.get(queue, queue) if self._queue_now else queue
@@ -344,7 +355,7 @@ class Reconnecting:
             self._session = None
         self._note(error)
         session.abort()
-        session.close(ABORT_TIMEOUT)
+        _let_go(session)
 
     def _note(self, error: MQError) -> None:
         self._retry_at = self._clock.monotonic() + self._pause_after(self._attempts, random.random())
@@ -359,7 +370,7 @@ class Reconnecting:
             self._wait_until(min(self._clock.monotonic() + pause, deadline), interruptible=False)
 
     def _wait_until(self, when: float, interruptible: bool) -> bool:
-        """Wait; False if woken before, where that counts."""
+        """Wait; False if this has ended, or if woken before, where that counts."""
         with self._pause:
             while not self._ended:
                 if interruptible and self._woken:
@@ -368,23 +379,7 @@ class Reconnecting:
                 if left <= 0:
                     break
                 self._clock.wait(self._pause, left)
-        return True
-
-
-def _in_parts(
-    batch: Sequence[Outgoing],
-    most: int,
-    timeout: float,
-    clock: Clock,
-    send: Callable[[Sequence[Outgoing], float], Failures],
-) -> Failures:
-    """Send a batch that is larger than the broker takes at once."""
-    deadline = clock.monotonic() + timeout
-    failures: dict[int, MQError] = {}
-    for start in range(0, len(batch), most):
-        part = send(batch[start : start + most], max(deadline - clock.monotonic(), 0.0))
-        failures.update({start + place: error for place, error in part.items()})
-    return failures
+            return not self._ended
 
 
 def _stale(verdict: Verdict) -> StaleDeliveryError:
@@ -393,20 +388,6 @@ def _stale(verdict: Verdict) -> StaleDeliveryError:
     )
 
 
-def _not_sent(error: MQError) -> MQError:
-    not_sent = SendTimeoutError(f"not sent: {error}")
-    not_sent.__cause__ = error
-    return not_sent
-
-
-def _in_doubt(error: MQError, doubt: MQError | None) -> MQError:
-    """A message of which one attempt is unknown stays unknown, whatever the last attempt says."""
-    if doubt is None or isinstance(error, OutcomeUnknownError):
-        return error
-    unknown = OutcomeUnknownError(f"{doubt}; then, sent again: {error}")
-    unknown.__cause__ = error
-    return unknown
-
-
-def _resent(outgoing: Outgoing) -> Outgoing:
-    return outgoing._replace(trail=outgoing.trail._replace(resent=outgoing.trail.resent + 1))
+def _let_go(session: Session) -> None:
+    with contextlib.suppress(MQError):  # what has ended cannot end in order, and another session takes its place
+        session.close(ABORT_TIMEOUT)
