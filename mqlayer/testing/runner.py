@@ -32,7 +32,7 @@ from mqlayer.testing.ports import PortError
 from mqlayer.testing.processes import ServerError
 from mqlayer.testing.records import Column as MatrixColumn
 from mqlayer.testing.records import Record, Verdict
-from mqlayer.testing.site import Broker
+from mqlayer.testing.sites import Broker
 from mqlayer.testing.stage import Profile, Stage, timeout_multiplier
 from mqlayer.testing.suite.absence import prove_absent
 from mqlayer.testing.suite.criterion import (

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -24,7 +24,7 @@ from mqlayer.testing.checker import Expect, check
 from mqlayer.testing.harness import BackendHarness, HarnessError, Reach
 from mqlayer.testing.ledger import Event, Ledger, Probe, read_ledgers
 from mqlayer.testing.roles.draining import looks_empty
-from mqlayer.testing.site import Broker, Setting, Site
+from mqlayer.testing.sites import Broker, Setting, Site
 from mqlayer.testing.suite.criterion import FloorUnmet, Outcome, conclude
 
 __all__ = ["Drained", "Profile", "Stage", "timeout_multiplier"]
@@ -169,15 +169,18 @@ class Stage:
         """The shared broker once more, behind a fault proxy of one's own. ``NotRun`` where there is no server."""
         return self._site(self.site.broker, proxied=True, options=self.harness.quick_options)
 
-    def own_server(self, *, proxied: bool = False) -> Site:
-        """A broker of one's own on an empty data folder, started, to be killed and restarted; with all options at their
-        defaults. Where the store is in memory, it is in a child process and for actors alone."""
+    def own_server(self, *, proxied: bool = False, **query: object) -> Site:
+        """A broker of one's own on an empty data folder, started, to be killed and restarted.
+
+        Options of the URL are at their defaults, but for *query*. A store in memory is in a child process, for actors
+        alone.
+        """
         broker = Broker(self.harness, self.folder / f"broker-{len(self._brokers) + 1}")
         self._brokers.append(broker)
         broker.start()
-        return self._site(broker, own=True, proxied=proxied)
+        return self._site(broker, own=True, proxied=proxied, options=query)
 
-    def _site(self, broker: Broker, *, own: bool = False, proxied: bool = False, options: Any = None) -> Site:
+    def _site(self, broker: Broker, *, own: bool = False, proxied: bool = False, options: Mapping[str, object]) -> Site:
         site = Site(self._setting, broker, own=own, proxied=proxied, options=options)
         self._sites.append(site)
         return site

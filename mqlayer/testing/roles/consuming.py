@@ -21,7 +21,7 @@ class Consume:
         batch: More than 1: by ``receive_many``. At 1 it is one ``for delivery in consumer`` from beginning to end.
         hold: Settle nothing. With *limit* it says ``holding`` when it has that many, and waits for the stop.
         ack_after: Seconds between a delivery and its ack.
-        nack_every, reject_every: Each so manieth delivery is nacked or rejected, if it is that message's first here.
+        nack_every, reject_every: Each so manieth message is nacked or rejected when it is first delivered here.
         crash_at: Die with that delivery in hand, unsettled.
         crash_on: Die whenever this message (``producer:counter``) is delivered.
     """
@@ -96,9 +96,9 @@ class _Hands:
             return
         if job.ack_after:
             work.pause(job.ack_after)
-        if job.nack_every and first and self.taken % job.nack_every == 0:
+        if first and job.nack_every and len(self._seen) % job.nack_every == 0:
             settle(work.ledger, EventType.NACK, id, delivery, lambda: delivery.nack(delay=job.nack_delay))
-        elif job.reject_every and first and self.taken % job.reject_every == 0:
+        elif first and job.reject_every and len(self._seen) % job.reject_every == 0:
             settle(work.ledger, EventType.REJECT, id, delivery, lambda: delivery.reject("rejected by the suite"))
         else:
             self.acked += settle(work.ledger, EventType.ACK, id, delivery, delivery.ack)
