@@ -83,7 +83,7 @@ def _installed() -> list[Entry]:
 def _embedded_urls(folder: Path) -> dict[str, str]:
     from mqlayer.testing.harnesses import ALL
 
-    urls = [kind().url(folder, 0) for kind in ALL if kind.scope != "network"]
+    urls = [kind().url(folder, 1) for kind in ALL if kind.scope != "network"]
     return {parse_url(url).scheme: url for url in urls}
 
 
