@@ -1,0 +1,1 @@
+"""Makes ``examples`` and ``capability_table`` importable."""
