@@ -4,34 +4,33 @@ Everything here only waits; ``core`` and the engine do the work. All objects may
 connection opens anew for the child.
 """
 
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from threading import current_thread
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from mqlayer.clock import Clock, SystemClock
 from mqlayer.core.connecting import TIMEOUT, ConnectionCore, Health, check_limit
-from mqlayer.core.consuming import AUTO, HOLD_MAX, LIMIT_MAX, ConsumerCore, DeadLetterChoice, DeliveryView
+from mqlayer.core.consuming import AUTO, HOLD_MAX, LIMIT_MAX, ConsumerCore, DeadLetterChoice
+from mqlayer.core.flow import drive, wait
 from mqlayer.core.sending import ProducerCore, SendReport
+from mqlayer.delivery import Delivery
 from mqlayer.driver import Capabilities, HeaderValue, Stats
 from mqlayer.engine import Parcel
 from mqlayer.errors import (
     ArgumentError,
     ClosedError,
-    MQError,
     RequestTimeoutError,
     SendError,
     UsageError,
 )
-from mqlayer.message import Message, ReceivedMessage
+from mqlayer.message import ReceivedMessage
 from mqlayer.needs import Needs
 from mqlayer.policy import Retry
 from mqlayer.registry import Target, open_backend
 
 __all__ = ["Connection", "Consumer", "Delivery", "Producer", "connect"]
-
-T = TypeVar("T")
 
 
 def connect(url: str, *, needs: Needs | None = None, timeout: float = TIMEOUT) -> "Connection":
@@ -71,7 +70,7 @@ class Connection:
             QueueNotFoundError: it is missing and the URL says ``declare=never``.
         """
         core = self._core
-        return Producer(_drive(ProducerCore.open(core, queue, topic, timeout), core.seconds(timeout)))
+        return Producer(drive(ProducerCore.open(core, queue, topic, timeout), core.seconds(timeout)))
 
     def consumer(
         self,
@@ -112,7 +111,7 @@ class Connection:
             hold_max=hold_max,
             dead_letter=dead_letter,
         )
-        _drive(core.open(timeout), self._core.seconds(timeout))
+        drive(core.open(timeout), self._core.seconds(timeout))
         return Consumer(core)
 
     def declare(
@@ -134,23 +133,23 @@ class Connection:
         Raises:
             QueueMismatchError: it exists with other options.
         """
-        _drive(self._core.declare(queue, dead_letter, temporary, ordered, timeout), self._core.seconds(timeout))
+        drive(self._core.declare(queue, dead_letter, temporary, ordered, timeout), self._core.seconds(timeout))
 
     def stats(self, queue: str, *, timeout: float | None = None) -> Stats:
         """How many messages the queue holds. Raises ``QueueNotFoundError``, ``UnsupportedError``."""
-        return _wait(self._core.stats(queue, timeout), self._core.seconds(timeout))
+        return wait(self._core.stats(queue, timeout), self._core.seconds(timeout))
 
     def peek(self, queue: str, limit: int = 10, *, timeout: float | None = None) -> list[ReceivedMessage]:
         """The first messages that a consumer would get; changes no count, flag or order, or is unsupported."""
-        return _drive(self._core.peek(queue, limit, timeout), self._core.seconds(timeout))
+        return drive(self._core.peek(queue, limit, timeout), self._core.seconds(timeout))
 
     def purge(self, queue: str, *, timeout: float | None = None) -> int | None:
         """Drop what is ready; what is in flight stays. Returns how many, ``None`` if the broker does not tell."""
-        return _wait(self._core.purge(queue, timeout), self._core.seconds(timeout))
+        return wait(self._core.purge(queue, timeout), self._core.seconds(timeout))
 
     def delete(self, queue: str, *, timeout: float | None = None) -> None:
         """Drop the queue with all it holds. A missing queue is no error."""
-        _drive(self._core.delete(queue, timeout), self._core.seconds(timeout))
+        drive(self._core.delete(queue, timeout), self._core.seconds(timeout))
 
     @property
     def capabilities(self) -> Capabilities:
@@ -167,7 +166,7 @@ class Connection:
         A ``receive`` that waits in another thread ends within a second. Messages that do not get through in *timeout*
         seconds fail with their fate.
         """
-        self._core.close(timeout)
+        self._core.close(timeout, current_thread())
 
     def __enter__(self) -> Self:
         return self
@@ -213,12 +212,9 @@ class Producer:
             UnsupportedError: the backend lacks what a field asks for; nothing left.
         """
         core = self._core
-        if type(payload) is Message:
-            outgoing = core.of_message(payload)
-        else:
-            outgoing = core.outgoing(
-                payload, headers, delay, ttl, priority, group_id, dedup_id, content_type, correlation_id, reply_to, id
-            )
+        outgoing = core.outgoing(
+            payload, headers, delay, ttl, priority, group_id, dedup_id, content_type, correlation_id, reply_to, id
+        )
         core.line.send(core.target, outgoing, core.deadline(timeout))
         return outgoing.id or ""
 
@@ -245,12 +241,9 @@ class Producer:
             SendError, UnsupportedError: the message itself cannot travel.
         """
         core = self._core
-        if type(payload) is Message:
-            outgoing = core.of_message(payload)
-        else:
-            outgoing = core.outgoing(
-                payload, headers, delay, ttl, priority, group_id, dedup_id, content_type, correlation_id, reply_to, id
-            )
+        outgoing = core.outgoing(
+            payload, headers, delay, ttl, priority, group_id, dedup_id, content_type, correlation_id, reply_to, id
+        )
         return self._put(core.parcel(outgoing, timeout, flushed=True)).future
 
     def _put(self, parcel: Parcel) -> Parcel:
@@ -275,14 +268,14 @@ class Producer:
         parcels: list[tuple[int, Parcel]] = []
         for place, item in enumerate(messages):
             try:
-                outgoing = core.of_message(item) if type(item) is Message else core.outgoing(item)
+                outgoing = core.outgoing(item)
                 report.ids.append(outgoing.id or "")
                 left = max(deadline - core.connection.clock.monotonic(), 0.0)
                 parcels.append((place, self._put(core.parcel(outgoing, left, flushed=False))))
             except ClosedError:
                 raise
             except (SendError, UsageError) as error:
-                report.add(place, core.connection.engine.next_id(), error)
+                report.add(place, core.id_of(item), error)
         line = core.line
         for place, parcel in parcels:
             try:
@@ -341,7 +334,7 @@ class Consumer:
     def __init__(self, core: ConsumerCore) -> None:
         self._core = core
 
-    def receive(self, timeout: float | None = None) -> "Delivery | None":
+    def receive(self, timeout: float | None = None) -> Delivery | None:
         """The next delivery; ``None`` if there is none in *timeout* seconds. ``None`` waits, 0 asks once.
 
         Raises:
@@ -350,7 +343,7 @@ class Consumer:
         """
         core = self._core
         line = core.line
-        taken = line.take(1)
+        taken = line.take(1, current_thread())
         if taken and taken[0].count <= core.retry.attempts_max:
             return Delivery(core, line, taken[0])
         if taken:
@@ -358,17 +351,17 @@ class Consumer:
         got = self._wait_for_some(1, timeout)
         return got[0] if got else None
 
-    def receive_many(self, limit: int, timeout: float | None = None) -> "list[Delivery]":
+    def receive_many(self, limit: int, timeout: float | None = None) -> list[Delivery]:
         """Up to *limit* deliveries, as soon as one is there."""
         check_limit(limit, LIMIT_MAX)
         core = self._core
         line = core.line
-        admitted = core.admit(line, line.take(limit))
+        admitted = core.admit(line, line.take(limit, current_thread()))
         if admitted:
             return [Delivery(core, line, held) for held in admitted]
         return self._wait_for_some(limit, timeout)
 
-    def _wait_for_some(self, limit: int, timeout: float | None) -> "list[Delivery]":
+    def _wait_for_some(self, limit: int, timeout: float | None) -> list[Delivery]:
         if timeout is not None and not timeout >= 0:
             raise ArgumentError(f"timeout is a number of seconds from 0, not {timeout!r}")
         core = self._core
@@ -378,10 +371,10 @@ class Consumer:
         line.ask(limit)
         try:
             if timeout == 0:
-                _wait(line.look(), core.connection.timeout)
+                wait(line.look(), core.connection.timeout)
             while True:
                 version = line.arrivals.version
-                admitted = core.admit(line, line.take(limit))
+                admitted = core.admit(line, line.take(limit, current_thread()))
                 if admitted:
                     return [Delivery(core, line, held) for held in admitted]
                 left = deadline - clock.monotonic()
@@ -391,7 +384,7 @@ class Consumer:
         finally:
             line.ask(-limit)
 
-    def __iter__(self) -> "Iterator[Delivery]":
+    def __iter__(self) -> Iterator[Delivery]:
         """Deliveries until the consumer is closed."""
         while True:
             try:
@@ -411,8 +404,12 @@ class Consumer:
         self._core.stop()
 
     def close(self, *, timeout: float | None = None) -> None:
-        """Take nothing more, settle what is queued, give the rest back. Again: nothing more happens."""
-        self._core.close(timeout)
+        """Take nothing more, settle what is queued, give the rest back. Again: nothing more happens.
+
+        Deliveries that other threads are still handling may be settled for up to 10 s, or *timeout*; what this thread
+        holds goes back at once.
+        """
+        self._core.close(timeout, current_thread())
 
     def __enter__(self) -> Self:
         return self
@@ -421,88 +418,3 @@ class Consumer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class Delivery(DeliveryView):
-    """One message, handed over once. ``with delivery as message:`` settles it by how the block ends."""
-
-    __slots__ = ()
-
-    def ack(self) -> None:
-        """Handled: the broker may forget it.
-
-        Returns when the broker has confirmed that, or, where it cannot (``confirms_acks``), when it is queued for writing:
-        a crash soon after may bring the message back.
-
-        Raises:
-            AlreadySettledError: it was settled before.
-            StaleDeliveryError: its lease or connection is gone; the broker already has it back.
-        """
-        self._finish(self._core.ack(self._line, self._held))
-
-    def nack(self, *, delay: float = 0.0) -> None:
-        """Give it back to be delivered again, no sooner than *delay* seconds. Counts as a failure.
-
-        Other consumers may get it. Order within the queue is not kept.
-
-        Raises:
-            AlreadySettledError, StaleDeliveryError: as for ``ack``.
-        """
-        self._finish(self._core.nack(self._line, self._held, delay))
-
-    def reject(self, reason: str) -> None:
-        """Send it to the dead-letter queue: confirmed there first, acked second. It may be there twice, never lost.
-
-        Raises:
-            AlreadySettledError, StaleDeliveryError: as for ``ack``.
-        """
-        self._finish(self._core.reject(self._line, self._held, reason))
-
-    def extend(self, seconds: float) -> None:
-        """Have the lease end that many seconds from now. Nothing to do where the broker has no timed lease.
-
-        Raises:
-            AlreadySettledError, StaleDeliveryError: as for ``ack``.
-        """
-        self._finish(self._core.extend(self._line, self._held, seconds))
-
-    def _finish(self, future: "Future[None] | None") -> None:
-        if future is not None:
-            _wait(future, self._core.connection.timeout)
-
-    def __enter__(self) -> ReceivedMessage:
-        return self.message
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._held.settled:
-            return
-        try:
-            self._finish(self._core.finish(self._line, self._held, error))
-        except MQError as problem:
-            self._core.not_settled(self._line, self._held, problem)
-
-
-def _wait(future: "Future[T]", timeout: float) -> T:
-    try:
-        return future.result(timeout)
-    except FutureTimeoutError:
-        future.cancel()
-        raise RequestTimeoutError(f"no answer within {timeout:g} s") from None
-
-
-def _drive(flow: "Generator[Future[Any], Any, T]", timeout: float) -> T:
-    """Take a flow through its steps, blocking."""
-    try:
-        future = next(flow)
-        while True:
-            try:
-                result = _wait(future, timeout)
-            except MQError as error:
-                future = flow.throw(error)
-            else:
-                future = flow.send(result)
-    except StopIteration as end:
-        value: T = end.value
-        return value

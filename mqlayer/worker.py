@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from mqlayer.api import Consumer, Delivery
 from mqlayer.errors import ArgumentError, ClosedError
 
-__all__ = ["check_concurrency", "run"]
+__all__ = ["NotBegun", "check_concurrency", "give_back", "run"]
 
 CONCURRENCY_MAX = 1024  #: handlers side by side at the most
 log = logging.getLogger("mqlayer")
@@ -38,8 +38,20 @@ def run(consumer: Consumer, handler: Callable[[Delivery], object], *, concurrenc
                 break
             if delivery is None:
                 continue
-            gate.begin(delivery)
-            pool.submit(_handle, handler, delivery, gate)
+            if gate.begin(delivery):
+                pool.submit(_handle, handler, delivery, gate)
+            else:
+                give_back(delivery)
+
+
+class NotBegun(BaseException):
+    """Leaves ``with delivery`` as a shutdown would: the message goes back uncounted."""
+
+
+def give_back(delivery: Delivery) -> None:
+    """Give back what was fetched and will not be begun."""
+    with contextlib.suppress(NotBegun), delivery:
+        raise NotBegun
 
 
 def check_concurrency(concurrency: int) -> None:
@@ -81,12 +93,14 @@ class _Gate:
                 self._changed.wait()
             return False
 
-    def begin(self, delivery: Delivery) -> None:
-        """Count it as running; a suspect waits until nothing else runs."""
+    def begin(self, delivery: Delivery) -> bool:
+        """Count it as running; a suspect waits until nothing else runs. False when nothing more is to be begun."""
         with self._changed:
             while delivery.suspect and self._running and not self._stopping:
                 self._changed.wait()
-            self._running += 1
+            if not self._stopping:
+                self._running += 1
+            return not self._stopping
 
     def end(self, delivery: Delivery) -> None:
         with self._changed:

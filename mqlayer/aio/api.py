@@ -12,14 +12,14 @@ from types import TracebackType
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from mqlayer import api
-from mqlayer.aio.loop import Bridge
+from mqlayer.aio.loop import Bridge, this_task
 from mqlayer.core.connecting import TIMEOUT, ConnectionCore, Health, check_limit
 from mqlayer.core.consuming import AUTO, HOLD_MAX, LIMIT_MAX, ConsumerCore, DeadLetterChoice, DeliveryView
 from mqlayer.core.sending import ProducerCore, SendReport
 from mqlayer.driver import Capabilities, HeaderValue, Stats
 from mqlayer.engine import Held, Line, Parcel
 from mqlayer.errors import ArgumentError, ClosedError, MQError, RequestTimeoutError, SendError, UsageError
-from mqlayer.message import Message, ReceivedMessage
+from mqlayer.message import ReceivedMessage
 from mqlayer.needs import Needs
 from mqlayer.policy import Retry
 
@@ -155,7 +155,7 @@ class Connection:
 
     async def close(self, *, timeout: float | None = None) -> None:
         """As ``mqlayer.Connection.close``."""
-        await asyncio.to_thread(self._core.close, timeout)
+        await asyncio.to_thread(self._core.close, timeout, this_task())
 
     async def __aenter__(self) -> Self:
         return self
@@ -194,12 +194,9 @@ class Producer:
     ) -> str:
         """As ``mqlayer.Producer.send``."""
         core = self._core
-        if type(payload) is Message:
-            outgoing = core.of_message(payload)
-        else:
-            outgoing = core.outgoing(
-                payload, headers, delay, ttl, priority, group_id, dedup_id, content_type, correlation_id, reply_to, id
-            )
+        outgoing = core.outgoing(
+            payload, headers, delay, ttl, priority, group_id, dedup_id, content_type, correlation_id, reply_to, id
+        )
         line = core.line
         if line.inline:
             line.send(core.target, outgoing, core.deadline(timeout))
@@ -225,14 +222,13 @@ class Producer:
     ) -> "asyncio.Future[str]":
         """As ``mqlayer.Producer.submit``: awaiting the call waits only for room, awaiting its result for the fate."""
         core = self._core
-        if type(payload) is Message:
-            outgoing = core.of_message(payload)
-        else:
-            outgoing = core.outgoing(
-                payload, headers, delay, ttl, priority, group_id, dedup_id, content_type, correlation_id, reply_to, id
-            )
+        outgoing = core.outgoing(
+            payload, headers, delay, ttl, priority, group_id, dedup_id, content_type, correlation_id, reply_to, id
+        )
         parcel = await self._put(core.parcel(outgoing, timeout, flushed=True))
-        return self._bridge.awaitable(parcel.future)
+        waiter = self._bridge.awaitable(parcel.future)
+        waiter.add_done_callback(_heard)  # ``flush`` tells of failures, whoever else awaits them or not
+        return waiter
 
     async def _put(self, parcel: Parcel) -> Parcel:
         core = self._core
@@ -253,14 +249,14 @@ class Producer:
         parcels: list[tuple[int, Parcel]] = []
         for place, item in enumerate(messages):
             try:
-                outgoing = core.of_message(item) if type(item) is Message else core.outgoing(item)
+                outgoing = core.outgoing(item)
                 report.ids.append(outgoing.id or "")
                 left = max(deadline - core.connection.clock.monotonic(), 0.0)
                 parcels.append((place, await self._put(core.parcel(outgoing, left, flushed=False))))
             except ClosedError:
                 raise
             except (SendError, UsageError) as error:
-                report.add(place, core.connection.engine.next_id(), error)
+                report.add(place, core.id_of(item), error)
         line = core.line
         for place, parcel in parcels:
             try:
@@ -329,7 +325,7 @@ class Consumer:
         line = core.line
         clock = core.connection.clock
         deadline = float("inf") if timeout is None else clock.monotonic() + timeout
-        admitted = core.admit(line, line.take(limit))
+        admitted = core.admit(line, line.take(limit, this_task()))
         if admitted:
             return [Delivery(core, line, held, bridge) for held in admitted]
         line.ask(limit)
@@ -338,7 +334,7 @@ class Consumer:
                 await bridge.answer(line.look(), core.connection.timeout)
             while True:
                 version = line.arrivals.version
-                admitted = core.admit(line, line.take(limit))
+                admitted = core.admit(line, line.take(limit, this_task()))
                 if admitted:
                     return [Delivery(core, line, held, bridge) for held in admitted]
                 left = deadline - clock.monotonic()
@@ -368,9 +364,9 @@ class Consumer:
         self._core.stop()
 
     async def close(self, *, timeout: float | None = None) -> None:
-        """As ``mqlayer.Consumer.close``."""
+        """As ``mqlayer.Consumer.close``, with tasks for threads."""
         self._core.stop()
-        await asyncio.to_thread(self._core.close, timeout)
+        await asyncio.to_thread(self._core.close, timeout, this_task())
 
     async def __aenter__(self) -> Self:
         return self
@@ -411,6 +407,7 @@ class Delivery(DeliveryView):
             await self._bridge.answer(future, self._core.connection.timeout)
 
     async def __aenter__(self) -> ReceivedMessage:
+        self._held.holder = this_task()
         return self.message
 
     async def __aexit__(
@@ -422,3 +419,8 @@ class Delivery(DeliveryView):
             await self._finish(self._core.finish(self._line, self._held, error))
         except MQError as problem:
             self._core.not_settled(self._line, self._held, problem)
+
+
+def _heard(waiter: "asyncio.Future[str]") -> None:
+    if not waiter.cancelled():
+        waiter.exception()

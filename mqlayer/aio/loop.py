@@ -1,19 +1,34 @@
 """From the engine's threads into an event loop, and back: futures, signals, flows."""
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from mqlayer.clock import Clock
 from mqlayer.core.flow import Flow
-from mqlayer.engine import GRACE, Line, Parcel, Signal, no_word
+from mqlayer.engine import GRACE, Holder, Line, Parcel, Signal, no_word
 from mqlayer.errors import MQError, RequestTimeoutError, UsageError
 
-__all__ = ["Bridge"]
+__all__ = ["Bridge", "this_task"]
 
 T = TypeVar("T")
+
+
+class _Task(NamedTuple):
+    """A task as the holder of deliveries."""
+
+    task: "asyncio.Task[Any] | None"
+
+    def is_alive(self) -> bool:
+        return self.task is not None and not self.task.done()
+
+
+def this_task() -> Holder:
+    """The running task, as the engine knows it."""
+    return _Task(asyncio.current_task())
 
 
 class Bridge:
@@ -126,7 +141,7 @@ class Bridge:
         self._finished.append(step)
         if not self._scheduled:
             self._scheduled = True
-            if not self._loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits there any more
                 self._loop.call_soon_threadsafe(self._take)
 
     def _take(self) -> None:

@@ -11,7 +11,7 @@ from mqlayer.clock import Clock
 from mqlayer.codec import decode
 from mqlayer.core.flow import Flow
 from mqlayer.driver import Capabilities, Declare, Incoming, QueueOptions, Session, Stats, Support
-from mqlayer.engine import Engine
+from mqlayer.engine import Engine, Holder
 from mqlayer.errors import ArgumentError, ClosedError, MQError, UnmetNeedError, UnsupportedError
 from mqlayer.message import ReceivedMessage, check_text
 from mqlayer.needs import Needs, unmet
@@ -86,7 +86,7 @@ class ConnectionCore:
         """A call's own timeout, or the connection's."""
         if timeout is None:
             return self.timeout
-        if not timeout >= 0:
+        if not isinstance(timeout, (int, float)) or not 0 <= timeout < float("inf"):
             raise ArgumentError(f"timeout is a number of seconds from 0, not {timeout!r}")
         return timeout
 
@@ -159,7 +159,7 @@ class ConnectionCore:
         loads = [line.load for line in lines]
         errors = [one.last_error for one in seen if one.last_error is not None]
         return Health(
-            connected=all(one.connected or not one.connections + one.connections_lost for one in seen),
+            connected=all(one.connected or not (one.connections or one.last_error) for one in seen),
             connections_lost=sum(one.connections_lost for one in seen),
             sent=sum(one.sent for one in seen),
             send_failures=sum(one.send_failures for one in seen),
@@ -171,16 +171,17 @@ class ConnectionCore:
             last_error=errors[-1] if errors else None,
         )
 
-    def close(self, timeout: float | None) -> None:
+    def close(self, timeout: float | None, closer: Holder | None = None) -> None:
         """Delete temporary queues, drain, end. Again: nothing more happens."""
         seconds = self.seconds(timeout)
         engine = self.engine
         if not engine.forked and not engine.closed:
             for queue in self._temporary:
-                engine.sender.call(_deleting(queue), seconds)
+                with contextlib.suppress(MQError):  # the line has ended with a defect; the queue expires by itself
+                    engine.sender.call(_deleting(queue), seconds)
             self._temporary.clear()
         self._finalizer.detach()
-        engine.close(seconds)
+        engine.close(seconds, closer)
 
 
 def check_queue(name: object) -> None:

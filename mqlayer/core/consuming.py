@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from mqlayer.codec import decode
 from mqlayer.core.connecting import ConnectionCore, check_queue
-from mqlayer.core.flow import Flow
+from mqlayer.core.flow import Flow, drive
 from mqlayer.driver import Ack, Extend, Forward, Nack, Outgoing, QueueOptions, Release, Trail, Verdict
-from mqlayer.engine import Held, Line
+from mqlayer.engine import CLOSE_MIN, HOLDERS_TIMEOUT, Held, Holder, Line
 from mqlayer.errors import (
     AlreadySettledError,
     ArgumentError,
@@ -84,18 +84,22 @@ class ConsumerCore:
         """Make sure of the queues and begin to consume. In a forked child: once more."""
         connection = self.connection
         engine = connection.open_engine()
+        deadline = connection.clock.monotonic() + connection.seconds(timeout)
+
+        def left() -> float:
+            return max(deadline - connection.clock.monotonic(), 0.0)
+
         role = "consumer of " + (", ".join(self._queues) or f"topic {self.topic}")
         line = engine.consumer(role, prefetch=self._prefetch, lease=self._lease, hold_max=self._hold_max)
         try:
             if self.topic is not None:
                 connection.require("topics")
                 topic, group = self.topic, self._group
-                seconds = connection.seconds(timeout)
-                queue: str = yield line.call(lambda session, left: session.bind(topic, group, left), seconds)
+                queue: str = yield line.call(lambda session, rest: session.bind(topic, group, rest), left())
                 self._dead_letters[queue] = self._target(queue if group is not None else topic, None)
                 line.consume(queue)
             for queue in self._queues:
-                options: QueueOptions = yield connection.ensure(queue, timeout)
+                options: QueueOptions = yield connection.ensure(queue, left())
                 self._dead_letters[queue] = self._target(queue, options.dead_letter)
                 line.consume(queue)
         except BaseException:
@@ -126,13 +130,7 @@ class ConsumerCore:
     def _reopened(self) -> Line:
         self.connection.open_engine()  # the connection opens anew, or cannot
         self._line = None
-        opening = self.open(None)
-        future = next(opening, None)
-        while future is not None:
-            try:
-                future = opening.send(future.result(self.connection.timeout))
-            except StopIteration:
-                break
+        drive(self.open(None), self.connection.timeout)
         return self.line
 
     @property
@@ -144,13 +142,18 @@ class ConsumerCore:
         if self._line is not None and not self.connection.engine.forked:
             self._line.stop()
 
-    def close(self, timeout: float | None) -> None:
-        """Give back what is not settled, end. Again: nothing more happens."""
+    def close(self, timeout: float | None, closer: Holder) -> None:
+        """Let others than *closer* settle what they hold, give back the rest, end. Again: nothing more happens."""
+        connection, line = self.connection, self._line
+        seconds = connection.seconds(timeout)
+        if line is not None and not connection.engine.forked and not self._closed:
+            deadline = connection.clock.monotonic() + seconds
+            line.stop()
+            line.wait_for_holders(closer, min(seconds, HOLDERS_TIMEOUT))
+            self._closed = True
+            line.close(max(deadline - connection.clock.monotonic(), CLOSE_MIN))
+            connection.engine.forget(line)
         self._closed = True
-        line = self._line
-        if line is not None and not self.connection.engine.forked:
-            line.close(self.connection.seconds(timeout))
-            self.connection.engine.forget(line)
 
     # --- deliveries --------------------------------------------------------------------------------------------------
 
@@ -248,9 +251,13 @@ class ConsumerCore:
         """
         if held.settled:
             return None
+        try:
+            self._check(line, held)
+        except StaleDeliveryError:
+            line.seen.settle_failures += 1  # the session, which counts the others, never hears of it
+            raise
         if error is None:
             return self.ack(line, held)
-        self._check(line, held)
         held.settled = True
         # KeyboardInterrupt, SystemExit and CancelledError are not the message's fault
         failed = isinstance(error, Exception)
@@ -277,7 +284,6 @@ class ConsumerCore:
         """
         if not isinstance(error, (StaleDeliveryError, BrokerError, ClosedError, RequestTimeoutError, SendError)):
             raise error
-        line.seen.settle_failures += 1
         log.warning("message %s of %r is not settled: %s", held.incoming.message.id, held.incoming.queue, error)
 
 

@@ -150,12 +150,26 @@ class ProducerCore:
         reply_to: str | None = None,
         id: str | None = None,
     ) -> Outgoing:
-        """The message as it will travel, with its id.
+        """A payload, or a ``Message``, as it will travel, with its id.
 
         Raises:
-            ArgumentError: a field is out of its range. UnsupportedError: the backend lacks what a field asks for.
+            ArgumentError: a field is out of its range, or stands beside a ``Message``.
+            UnsupportedError: the backend lacks what a field asks for.
             EncodeError, HeaderError, MessageTooLargeError: the message cannot travel.
         """
+        if type(payload) is Message:
+            if (
+                delay
+                or headers
+                or any(
+                    field is not None
+                    for field in (ttl, priority, group_id, dedup_id, content_type, correlation_id, reply_to, id)
+                )
+            ):
+                raise ArgumentError(
+                    "a Message has its fields within: headers=, delay= and the like do not go beside it"
+                )
+            return self._of_message(payload)
         if delay or ttl is not None or priority is not None:
             check_fields(delay, ttl, priority)
         if content_type or correlation_id or reply_to or group_id or dedup_id or id is not None:
@@ -173,7 +187,11 @@ class ProducerCore:
             payload, headers, delay, ttl, priority, group_id, dedup_id, content_type, correlation_id, reply_to, id
         )
 
-    def of_message(self, message: Message) -> Outgoing:
+    def id_of(self, item: object) -> str:
+        """The id that a message which cannot travel would have had."""
+        return (item.id if type(item) is Message else None) or self.connection.engine.next_id()
+
+    def _of_message(self, message: Message) -> Outgoing:
         """The same for a ``Message``, whose fields were checked when it was made."""
         return self._packed(
             message.payload,

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from mqlayer.clock import Clock
 from mqlayer.driver import Counts, Session
+from mqlayer.engine.held import Holder
 from mqlayer.engine.inline import InlineLine
 from mqlayer.engine.intake import Intake
 from mqlayer.engine.line import Line, ThreadLine
@@ -23,9 +24,11 @@ from mqlayer.layers.reconnecting import Reconnecting
 from mqlayer.policy import reconnect_delay
 from mqlayer.registry import Target
 
-__all__ = ["Engine"]
+__all__ = ["CLOSE_MIN", "HOLDERS_TIMEOUT", "Engine"]
 
 PREFETCH = 32  #: deliveries of a queue that may wait here for a caller, where neither the URL nor the consumer says
+HOLDERS_TIMEOUT = 10.0  #: seconds at the most in which other threads may settle what they hold, when a consumer closes
+CLOSE_MIN = 0.5  #: seconds for the end of a line, however little time is left
 log = logging.getLogger("mqlayer")
 
 
@@ -51,7 +54,11 @@ class Engine:
         self._kept: list[object] = []  # a parent process's lines: touched by nobody, and not finalised in the child
         self._generation = PROCESS.generation
         self._new_ids()
-        first = target.backend.session(timeout, lambda when: None)
+        try:
+            first = target.backend.session(timeout, lambda when: None)
+        except BaseException:
+            target.backend.close()
+            raise
         self.native = first.capabilities
         self.capabilities = (native_capabilities if self._native_only else emulated_capabilities)(self.native)
         self.sender = self._line("sender", first=first)
@@ -120,7 +127,8 @@ class Engine:
 
         if self.inline:
             if hold_max:
-                lease = max(hold_max, lease or 0.0)
+                longest = self.native.lease_max
+                lease = max(hold_max if longest is None else min(hold_max, longest), lease or 0.0)
             return InlineLine(
                 name,
                 stack,
@@ -170,18 +178,25 @@ class Engine:
         if not self.closed:
             self.sender = self._line("sender")
 
-    def close(self, timeout: float) -> None:
-        """End all lines: consumers first, for they may still send copies. Again: waits for the same end."""
+    def close(self, timeout: float, closer: Holder | None = None) -> None:
+        """End all lines: consumers first, for they may still send copies. Again: waits for the same end.
+
+        Deliveries that others than *closer* hold (default: this thread) may be settled meanwhile.
+        """
         if self.forked:
-            return  # the parent's; this process has nothing open
+            self.closed = True  # here; the parent's goes on, and this process has nothing open
+            return
         with self._lock:
             self.closed = True
             consumers = list(self._consumers)
         deadline = self.clock.monotonic() + timeout
         for line in consumers:
             line.stop()
+        for line in consumers:
+            left = max(deadline - self.clock.monotonic(), 0.0)
+            line.wait_for_holders(closer or threading.current_thread(), min(left, HOLDERS_TIMEOUT))
         for line in (*consumers, self.sender):
-            line.close(max(deadline - self.clock.monotonic(), 0.5))
+            line.close(max(deadline - self.clock.monotonic(), CLOSE_MIN))
         self.target.backend.close()
 
     @property

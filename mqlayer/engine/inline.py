@@ -18,7 +18,7 @@ from mqlayer.driver import (
     Session,
     Verdict,
 )
-from mqlayer.engine.intake import Held
+from mqlayer.engine.held import Held, Holder, Holders
 from mqlayer.engine.parcel import Parcel, Target, final, resolve
 from mqlayer.engine.waiting import Signal
 from mqlayer.errors import ClosedError, MQError, SendError, StaleDeliveryError
@@ -64,6 +64,7 @@ class InlineLine:
         self._lock = threading.Lock()
         self._session = make(self._connection_lost, self.arrivals.look_again)
         self._epoch = 0
+        self._holders = Holders(self.arrivals, clock)
         self._stopped = False
         self._closed = False
         self._taken = 0
@@ -119,7 +120,7 @@ class InlineLine:
         with self._lock:
             self._session.subscribe(queue, WINDOW, self._lease, self._timeout)
 
-    def take(self, limit: int) -> list[Held]:
+    def take(self, limit: int, holder: Holder) -> list[Held]:
         arrivals = self.arrivals
         if arrivals.due <= self._clock.monotonic():
             arrivals.due = float("inf")  # the store says again what it still waits for
@@ -135,6 +136,7 @@ class InlineLine:
             self.seen.received += len(taken)
             for held in taken:
                 held.taken = True
+                self._holders.add(held, holder)
                 if held.suspect:
                     self._suspects += 1
                     self._proven = False
@@ -156,10 +158,13 @@ class InlineLine:
             self._taken -= 1
             self._suspects -= held.suspect
         held.taken = False
+        self._holders.remove(held)
 
     def _connection_lost(self) -> None:
         self._epoch += 1
         self._taken = self._suspects = 0
+        self._holders.clear()
+        self.arrivals.look_again(self._clock.monotonic())  # whoever waits connects anew
 
     def look(self) -> "Future[None]":
         """``take`` has looked already."""
@@ -195,20 +200,27 @@ class InlineLine:
             if type(verdict) is Extend:
                 self._extend(held, verdict)
                 return
-            if type(verdict) is Forward and self._creates and verdict.queue not in self._ensured:
-                self._session.declare(verdict.queue, QueueOptions(), Declare.ENSURE, self._timeout)
-                self._ensured.add(verdict.queue)
-            failures = self._session.settle((verdict,), self._timeout)
+            error = self._carry_out(verdict)
             self._let_go(held)
             if not held.suspect:
                 self._proven = True
-            if not failures:
+            if error is None:
                 self.seen.settled += 1
                 return
             self.seen.settle_failures += 1
-            if give_back and type(verdict) is not Ack and not isinstance(failures[0], StaleDeliveryError):
+            if give_back and type(verdict) is not Ack and not isinstance(error, StaleDeliveryError):
                 self._session.settle((Release(verdict.of),), self._timeout)
-            raise failures[0]
+            raise error
+
+    def _carry_out(self, verdict: Verdict) -> MQError | None:
+        if type(verdict) is Forward and self._creates and verdict.queue not in self._ensured:
+            try:
+                self._session.declare(verdict.queue, QueueOptions(), Declare.ENSURE, self._timeout)
+            except MQError as error:
+                return error
+            self._ensured.add(verdict.queue)
+        failures = self._session.settle((verdict,), self._timeout)
+        return failures[0] if failures else None
 
     def _extend(self, held: Held, verdict: Extend) -> None:
         now = self._clock.monotonic()
@@ -230,6 +242,10 @@ class InlineLine:
     def stop(self) -> None:
         self._stopped = True
         self.arrivals.notify()
+
+    def wait_for_holders(self, closer: Holder, timeout: float) -> None:
+        """After ``stop``: let others than *closer* settle what they hold."""
+        self._holders.wait(closer, timeout)
 
     def close(self, timeout: float) -> None:
         with self._lock:

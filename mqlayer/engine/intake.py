@@ -4,66 +4,21 @@ The line that owns the session puts deliveries in and carries out what ``steps``
 it under one lock, so that a caller's view and the owner's are the same.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 
 from mqlayer.clock import Clock
-from mqlayer.driver import NO_TRAIL, Capabilities, Counts, Incoming, Release, Verdict
+from mqlayer.driver import Capabilities, Release, Verdict
+from mqlayer.engine.held import Held, Holder, Holders
 from mqlayer.engine.waiting import Signal
 from mqlayer.errors import ClosedError, MQError, StaleDeliveryError
-from mqlayer.policy import delivery_count, is_suspect, lease_margin, renew_after, window
+from mqlayer.policy import renew_after, window
 
-__all__ = ["Held", "Intake"]
+__all__ = ["Intake"]
 
 _NEVER = float("inf")
 WINDOW_AGAIN = 1.0  #: seconds between two attempts to change a window
 RENEW_AGAIN = 0.2  #: seconds between two attempts to renew a lease that is about to end
-
-
-class Held:
-    """One delivery on its way through this process, from the broker's hand to its settlement."""
-
-    __slots__ = (
-        "count",
-        "epoch",
-        "given_at",
-        "incoming",
-        "lease",
-        "renew_at",
-        "settled",
-        "stale_at",
-        "suspect",
-        "taken",
-    )
-
-    def __init__(self, incoming: Incoming, counts: Counts, now: float, epoch: int) -> None:
-        self.incoming = incoming
-        self.epoch = epoch  # which of the line's connections it came on
-        if incoming.message.trail is NO_TRAIL and incoming.broker_count in (1, None) and not incoming.redelivered:
-            self.count = 1
-            self.suspect = False
-        else:
-            self.count = delivery_count(counts, incoming)
-            self.suspect = is_suspect(counts, incoming)
-        self.given_at = now
-        self.taken = False  # by a caller, who has not settled it yet
-        self.settled = False
-        until = incoming.lease_until
-        if until is None:
-            self.stale_at = _NEVER
-        else:
-            self.lease_from(now, until - now)
-
-    def lease_from(self, now: float, seconds: float) -> None:
-        """A lease begins, or is extended: it ends *seconds* from now."""
-        self.lease = seconds if seconds > 0 else 0.0
-        # A little before its end what is done could already meet another consumer's copy.
-        self.stale_at = now + seconds - lease_margin(self.lease)
-        self.renew_at = now + renew_after(self.lease)
-
-    @property
-    def timed(self) -> bool:
-        return self.incoming.lease_until is not None
 
 
 class Intake:
@@ -88,6 +43,8 @@ class Intake:
         self._hold_max = hold_max
         self._timed = capabilities.timed_lease
         self._buffer: deque[Held] = deque()
+        self._buffered: dict[str, int] = {}
+        self.holders = Holders(self.signal, clock)
         self._taken: dict[str, int] = {}
         self._suspects = 0  # taken and not settled
         self._asked = 0
@@ -102,11 +59,11 @@ class Intake:
         """Consume from one queue more."""
         with self.signal.condition:
             if queue not in self._windows:
-                self._taken[queue] = self._windows[queue] = 0
+                self._taken[queue] = self._buffered[queue] = self._windows[queue] = 0
 
     # --- the callers' side -------------------------------------------------------------------------------------------
 
-    def take(self, limit: int) -> list[Held]:
+    def take(self, limit: int, holder: Holder) -> list[Held]:
         """Up to *limit* deliveries that are here already.
 
         Raises:
@@ -120,10 +77,12 @@ class Intake:
             now = self._clock.monotonic() if self._timed else 0.0
             while buffer and len(taken) < limit:
                 held = buffer.popleft()
+                self._buffered[held.incoming.queue] -= 1
                 if held.stale_at <= now:
                     self._leased.discard(held)  # it lay too long: the broker has it back
                     continue
                 held.taken = True
+                self.holders.add(held, holder)
                 self._taken[held.incoming.queue] += 1
                 self._suspects += held.suspect
                 taken.append(held)
@@ -166,6 +125,7 @@ class Intake:
             self._taken[held.incoming.queue] -= 1
             self._suspects -= held.suspect
         held.taken = False
+        self.holders.remove(held)
         self._leased.discard(held)
 
     # --- the owner's side --------------------------------------------------------------------------------------------
@@ -175,6 +135,8 @@ class Intake:
         with self.signal.condition:
             self.arrived_at = self._clock.monotonic()
             self._buffer.extend(got)
+            for held in got:
+                self._buffered[held.incoming.queue] += 1
             if self._timed:
                 self._leased.update(got)
                 self._renew_at = min(self._renew_at, min(held.renew_at for held in got))
@@ -216,7 +178,9 @@ class Intake:
             self._buffer.clear()
             self._leased.clear()
             self._taken = dict.fromkeys(self._taken, 0)
+            self._buffered = dict.fromkeys(self._buffered, 0)
             self._suspects = 0
+            self.holders.clear()
 
     def windows(self) -> dict[str, int]:
         """Queues whose window has to change → the new one; 0 ends the subscription."""
@@ -228,29 +192,45 @@ class Intake:
     def _changes(self) -> dict[str, int]:
         if self._error is not None or self._clock.monotonic() < self._pause_until:
             return {}  # nothing more is tried until a caller has heard of it, or some time has passed
-        asked = max(self._asked - len(self._buffer), 0)
-        alone = self._suspects > 0
+        kept = self._kept() if self._alone else None
+        buffered = self._buffered if kept is None else Counter(held.incoming.queue for held in kept)
+        asked = max(self._asked - (len(self._buffer) if kept is None else len(kept)), 0)
         changes: dict[str, int] = {}
         for queue, size in self._windows.items():
             target = 0
             if not self.closed:
-                target = window(self._prefetch, self._taken[queue], asked, proven=self._proven, suspect_held=alone)
+                here = self._taken[queue] + buffered[queue]
+                target = window(self._prefetch, here, asked, proven=self._proven, suspect_held=self._suspects > 0)
             if target != size:
                 changes[queue] = target
         return changes
 
+    @property
+    def _alone(self) -> bool:
+        """Nothing may be here but what callers hold and ask for."""
+        return not self._proven or self._suspects > 0
+
+    def _kept(self) -> list[Held]:
+        """What may stay in the buffer: where it is little, a suspect that somebody waits for goes first."""
+        keep = 0 if self.closed else self._asked if self._alone else len(self._buffer)
+        if keep >= len(self._buffer):
+            return list(self._buffer)
+        return sorted(self._buffer, key=lambda held: not held.suspect)[:keep]
+
     def surplus(self) -> list[Verdict]:
         """Buffered deliveries that must not stay beside a suspect, or that nobody will take any more."""
         with self.signal.condition:
-            alone = not self._proven or self._suspects > 0
-            keep = 0 if self.closed else self._asked if alone else len(self._buffer)
-            if keep >= len(self._buffer):
+            if not self._alone and not self.closed:
                 return []
-            # a suspect that somebody waits for goes first, alone
-            waiting = sorted(self._buffer, key=lambda held: not held.suspect) if keep else list(self._buffer)
-            self._buffer = deque(waiting[:keep])
-            self._leased.difference_update(waiting[keep:])
-        return [Release(held.incoming) for held in waiting[keep:]]
+            kept = self._kept()
+            if len(kept) == len(self._buffer):
+                return []
+            gone = [held for held in self._buffer if held not in kept]
+            self._buffer = deque(kept)
+            for held in gone:
+                self._buffered[held.incoming.queue] -= 1
+            self._leased.difference_update(gone)
+        return [Release(held.incoming) for held in gone]
 
     def room(self) -> int:
         """How many deliveries the windows let in together."""
@@ -292,13 +272,14 @@ class Intake:
             self._leased.discard(held)
             if not held.taken and held in self._buffer:
                 self._buffer.remove(held)
+                self._buffered[held.incoming.queue] -= 1
 
     @property
     def restless(self) -> bool:
         """The owner has something to change before it may sleep: a window, or a surplus."""
         with self.signal.condition:
-            alone = not self._proven or self._suspects > 0
-            return bool(self._changes()) or len(self._buffer) > (0 if self.closed else self._asked if alone else _NEVER)
+            keep = 0 if self.closed else self._asked if self._alone else _NEVER
+            return len(self._buffer) > keep or bool(self._changes())
 
     @property
     def renew_at(self) -> float:

@@ -14,7 +14,8 @@ from typing import Any, Protocol, TypeVar
 
 from mqlayer.clock import Clock
 from mqlayer.driver import Capabilities, Extend, Incoming, Outgoing, Session, Support, Verdict
-from mqlayer.engine.intake import Held, Intake
+from mqlayer.engine.held import Held, Holder
+from mqlayer.engine.intake import Intake
 from mqlayer.engine.outbox import Outbox
 from mqlayer.engine.parcel import GRACE, Parcel, Target, no_room, no_word
 from mqlayer.engine.settlements import Settlement, Settlements
@@ -24,6 +25,7 @@ from mqlayer.errors import (
     ClosedError,
     ConnectionLostError,
     MQError,
+    NotSentError,
     RequestTimeoutError,
     StaleDeliveryError,
 )
@@ -32,6 +34,7 @@ from mqlayer.layers.observed import Observations
 __all__ = ["Line", "ThreadLine"]
 
 IDLE = 1.0  #: seconds between two turns of an idle line
+REST = 0.5  #: seconds without a turn after an error, unless there is something to do
 
 T = TypeVar("T")
 log = logging.getLogger("mqlayer")
@@ -73,13 +76,14 @@ class Line(Protocol):
     def withdraw(self, parcel: Parcel) -> None: ...
     def call(self, call: Callable[[Session, float], T], timeout: float) -> "Future[T]": ...
     def consume(self, queue: str) -> None: ...
-    def take(self, limit: int) -> list[Held]: ...
+    def take(self, limit: int, holder: Holder) -> list[Held]: ...
     def look(self) -> "Future[None]": ...
     def ask(self, change: int) -> None: ...
     def check(self, held: Held) -> None: ...
     def settle(self, held: Held, verdict: Verdict, *, give_back: bool = False) -> "Future[None]": ...
     def settle_later(self, held: Held, verdict: Verdict) -> None: ...
     def stop(self) -> None: ...
+    def wait_for_holders(self, closer: Holder, timeout: float) -> None: ...
     def close(self, timeout: float) -> None: ...
 
 
@@ -122,7 +126,7 @@ class ThreadLine:
         self._clock = clock
         self._timeout = timeout
         self._consuming = intake
-        self._outbox = Outbox(clock)
+        self._outbox = Outbox(name, clock)
         self._settlements = Settlements(intake, timeout=timeout, creates=creates) if intake else None
         self._watch = Watch(name, intake, clock) if intake and capabilities.stats is not Support.UNSUPPORTED else None
         self._calls: deque[_Call] = deque()
@@ -132,6 +136,7 @@ class ThreadLine:
         self._broken: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._start = threading.Lock()
+        self._rest = threading.Condition()
 
     # --- callers: sending --------------------------------------------------------------------------------------------
 
@@ -144,8 +149,12 @@ class ThreadLine:
 
         Raises:
             ClosedError: the connection is closed.
+            NotSentError: the connection ended with a defect.
         """
         with self.room.condition:
+            if self._broken is not None:
+                text = f"{self._name} ended with {self._broken!r}; connect anew"
+                raise NotSentError(text, message_id=parcel.outgoing.id) from self._broken
             self._check_open()
             if not self._outbox.put(parcel):
                 return False
@@ -204,9 +213,15 @@ class ThreadLine:
         """Take deliveries from that queue too."""
         self._intake.add_queue(queue)
 
-    def take(self, limit: int) -> list[Held]:
-        """Up to *limit* deliveries that are here already."""
-        return self._intake.take(limit)
+    def take(self, limit: int, holder: Holder) -> list[Held]:
+        """Up to *limit* deliveries that are here already.
+
+        Raises:
+            ClosedError: it is closed. ConnectionLostError: the line ended with a defect.
+        """
+        if self._broken is not None:
+            self._check_open()
+        return self._intake.take(limit, holder)
 
     def look(self) -> "Future[None]":
         """Have the owner ask the broker once for what callers wait for."""
@@ -275,6 +290,11 @@ class ThreadLine:
             self._consuming.close()
             self._poke()
 
+    def wait_for_holders(self, closer: Holder, timeout: float) -> None:
+        """After ``stop``: let others than *closer* settle what they hold."""
+        if self._consuming is not None:
+            self._consuming.holders.wait(closer, timeout)
+
     def close(self, timeout: float) -> None:
         """Hand over what is queued, settle, give back, end. What is left at the deadline gets its fate.
 
@@ -298,7 +318,7 @@ class ThreadLine:
 
     def _check_open(self) -> None:
         if self._broken is not None:
-            raise ConnectionLostError(f"{self._name} ended with {self._broken!r}") from self._broken
+            raise ConnectionLostError(f"{self._name} ended with {self._broken!r}; connect anew") from self._broken
         if self._closing:
             raise ClosedError(f"{self._name} is closed")
 
@@ -311,6 +331,8 @@ class ThreadLine:
         elif self._idle:
             self._idle = False
             self._session.wake()
+            with self._rest:
+                self._rest.notify_all()
 
     def _pending(self) -> bool:
         return bool(self._outbox or self._settlements or self._calls)
@@ -331,11 +353,12 @@ class ThreadLine:
 
     def _turn(self) -> bool:
         """Everything that is queued, then whatever arrives. False when there is nothing more to do for ever."""
+        closing = self._closing  # before the settlements, which give back what is buffered
         self._do_calls()
         self._do_settlements()
         if self._outbox:
             self._outbox.hand_over(self._session)
-        if self._closing and (not self._pending() or self._clock.monotonic() >= self._outbox.ends_at):
+        if closing and (not self._pending() or self._clock.monotonic() >= self._outbox.ends_at):
             return False
         if self._watch is not None:
             self._watch.look(self._session)
@@ -377,11 +400,20 @@ class ThreadLine:
         try:
             self._arrived(self._session.receive(limit, timeout))
         except MQError as error:
-            if intake is None:
-                raise
-            intake.fail(error)
+            if intake is not None:
+                intake.fail(error)
+            else:
+                log.warning("%s: %s", self._name, error)
+            self._rest_a_while()
         finally:
             self._idle = False
+
+    def _rest_a_while(self) -> None:
+        """After an error that a session may raise at once each time; until there is something to do, or for a while."""
+        with self._rest:
+            self._idle = True
+            if not self._pending() and not self._closing:
+                self._clock.wait(self._rest, REST)
 
     def _arrived(self, got: Sequence[Incoming]) -> None:
         if got:
@@ -394,7 +426,7 @@ class ThreadLine:
         with self.room.condition:
             self._closing = True
             calls, self._calls = self._calls, deque()
-        self._outbox.fail(self._name)
+        self._outbox.fail()
         if self._settlements is not None:
             self._settlements.fail(error)
             self._intake.close()
@@ -405,7 +437,8 @@ class ThreadLine:
             self._session.close(min(max(left, 1.0), self._timeout))
         except MQError as exc:
             log.warning("%s could not be closed in order: %s", self._name, exc)
-        self.room.notify()
+        finally:
+            self.room.notify()
 
 
 def _nothing() -> None:

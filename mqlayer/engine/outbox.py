@@ -29,8 +29,9 @@ log = logging.getLogger("mqlayer")
 class Outbox:
     """Bounded by ``SEND_WINDOW``. One lock, which is the signal's that tells of room."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, name: str, clock: Clock) -> None:
         self.room = Signal(clock)
+        self._name = name
         self._clock = clock
         self._queue: deque[Parcel] = deque()
         self.ends_at = float("inf")  #: monotonic seconds after which nothing is handed over any more
@@ -62,11 +63,15 @@ class Outbox:
                 by_target.setdefault(parcel.target, []).append(parcel)
         self.room.notify()
         again: list[Parcel] = []
-        for target, parcels in by_target.items():
-            again.extend(self._hand_over(session, target, parcels))
-        if again:
-            with self.room.condition:
-                self._queue.extendleft(reversed(again))
+        try:
+            while by_target:
+                target = next(iter(by_target))
+                again.extend(self._hand_over(session, target, by_target.pop(target)))
+        finally:  # a defect of the backend leaves the other targets' messages here, to be told that they were not sent
+            again.extend(parcel for parcels in by_target.values() for parcel in parcels)
+            if again:
+                with self.room.condition:
+                    self._queue.extendleft(reversed(again))
 
     def _hand_over(self, session: Session, target: Target, parcels: list[Parcel]) -> list[Parcel]:
         now = self._clock.monotonic()
@@ -100,17 +105,24 @@ class Outbox:
                     again.append(once_more(parcel, error))
                 else:
                     fates.append((parcel, final(error, parcel)))
+        if self.ends_at != float("inf"):
+            self._log_unsettled([error for _, error in fates if error is not None])
         resolve(fates)
         return again
 
-    def fail(self, name: str) -> None:
+    def _log_unsettled(self, errors: list[SendError]) -> None:
+        """While closing, nobody may be left who looks at a future."""
+        if errors:
+            log.warning("%s closes; %d messages are not known to be safe: %s", self._name, len(errors), errors[0])
+
+    def fail(self) -> None:
         """Nothing is handed over any more: what is queued was not sent."""
         with self.room.condition:
             waiting = [parcel for parcel in self._queue if not parcel.gone]
             self._queue.clear()
             for parcel in waiting:
                 parcel.gone = True
-        if waiting:
-            log.warning("%s is closed; %d messages were not sent", name, len(waiting))
-        resolve([(parcel, closed_before(parcel)) for parcel in waiting])
+        fates = [(parcel, closed_before(parcel)) for parcel in waiting]
+        self._log_unsettled([error for _, error in fates])
+        resolve(fates)
         self.room.notify()

@@ -1,8 +1,10 @@
 """A message between its caller and the session, and the fates that it can have."""
 
+import copy
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future
+from typing import TypeVar
 
 from mqlayer.clock import Clock
 from mqlayer.driver import Outgoing
@@ -28,6 +30,7 @@ __all__ = [
 NOTED_FAILURES = 1000  #: failures that a flush can report; older ones are forgotten
 GRACE = 5.0  #: seconds that a caller waits beyond its deadline for the owner's word on what is in flight
 
+E = TypeVar("E", bound=SendError)
 Target = tuple[bool, str]
 """Whether it is a topic, and its name."""
 
@@ -116,9 +119,19 @@ def once_more(parcel: Parcel, error: MQError) -> Parcel:
     if isinstance(error, OutcomeUnknownError):
         trail = parcel.outgoing.trail
         parcel.outgoing = parcel.outgoing._replace(trail=trail._replace(resent=trail.resent + 1))
-        error.message_id = parcel.outgoing.id
-        parcel.doubt = error
+        parcel.doubt = _own(error, parcel)
     return parcel
+
+
+def _own(error: E, parcel: Parcel) -> E:
+    """The error with the message's id; a copy, if it is another message's too."""
+    message_id = parcel.outgoing.id
+    if error.message_id not in (None, message_id):
+        cause = error.__cause__
+        error = copy.copy(error)
+        error.__cause__ = cause
+    error.message_id = message_id
+    return error
 
 
 def final(error: MQError, parcel: Parcel) -> SendError:
@@ -131,9 +144,7 @@ def final(error: MQError, parcel: Parcel) -> SendError:
     else:
         result = NotSentError(f"the message to {parcel.target[1]!r} was not sent: {error}")
         result.__cause__ = error
-    if result.message_id is None:
-        result.message_id = parcel.outgoing.id
-    return result
+    return _own(result, parcel)
 
 
 def resolve(fates: Iterable[tuple[Parcel, SendError | None]]) -> None:

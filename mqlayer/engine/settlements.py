@@ -5,7 +5,8 @@ from collections import deque
 from concurrent.futures import Future
 
 from mqlayer.driver import Declare, Extend, Forward, QueueOptions, Release, Session, Verdict
-from mqlayer.engine.intake import Held, Intake
+from mqlayer.engine.held import Held
+from mqlayer.engine.intake import Intake
 from mqlayer.errors import MQError, StaleDeliveryError
 
 __all__ = ["Settlement", "Settlements"]
@@ -25,6 +26,8 @@ class Settlement:
         self.held = held
         self.verdict = verdict
         self.future = future
+        if future is not None:  # who waits no longer does not take a verdict back that is on its way
+            future.set_running_or_notify_cancel()
         self.give_back = give_back
 
 
@@ -58,14 +61,14 @@ class Settlements:
         while self._queue:
             items.append(self._queue.popleft())
         items.extend(Settlement(held, Extend(held.incoming, held.lease)) for held in intake.due(now))
-        ready = [item for item in items if self._target_exists(session, item)]
-        if not ready:
+        if not items:
             return
         try:
-            failures = session.settle([item.verdict for item in ready], self._timeout)
+            ready = [item for item in items if self._target_exists(session, item)]
+            failures = session.settle([item.verdict for item in ready], self._timeout) if ready else {}
         except BaseException as defect:  # of the backend, ends the line, but whoever waits hears of it
-            for item in ready:
-                if item.future is not None:
+            for item in items:
+                if item.future is not None and not item.future.done():
                     item.future.set_exception(defect)
             raise
         for place, item in enumerate(ready):
