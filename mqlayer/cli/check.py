@@ -1,6 +1,5 @@
 """``check URL``: the contract half of the suite over a broker that somebody else runs."""
 
-import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ import typer
 
 import mqlayer
 from mqlayer.cli.failures import ExitCode
-from mqlayer.cli.output import JSON, console, line, remark
+from mqlayer.cli.output import JSON, console, json_line, remark
 from mqlayer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def check(
     red = [record for record in records if is_red(record) and record.verdict is not Verdict.NOT_RUN]
     if as_json:
         for record in records:
-            line(json.dumps(record_to_dict(record), ensure_ascii=False))
+            json_line(record_to_dict(record))
     else:
         out = console()
         columns = sorted({record.backend for record in records})

@@ -27,7 +27,7 @@ JSON = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 def line(text: str) -> None:
     """One line of data."""
-    typer.echo(text)
+    _write(f"{text}\n".encode(sys.stdout.encoding or "utf-8", "backslashreplace"))
 
 
 def remark(text: str) -> None:
@@ -36,8 +36,8 @@ def remark(text: str) -> None:
 
 
 def json_line(value: object) -> None:
-    """One JSON document on a line of its own."""
-    typer.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    """One JSON document on a line of its own, in UTF-8 whatever the locale."""
+    _write(f"{json.dumps(value, ensure_ascii=False, allow_nan=False)}\n".encode())
 
 
 def console(stream: IO[str] | None = None) -> "Console":
@@ -96,10 +96,22 @@ def write_body(body: bytes, *, raw: bool) -> None:
     Into a terminal, what could command it (escape sequences, other control characters) is written as ``\\x1b``.
     """
     if not raw and sys.stdout.isatty():
-        typer.echo(_visible(body))
+        line(_visible(body))
     else:
-        typer.echo(body, nl=not raw)
+        _write(body if raw else body + b"\n")
+
+
+def _write(data: bytes) -> None:
+    """All of it, to the last byte, before anything is acknowledged.
+
+    Under ``python -u`` the stream beneath has no buffer, and writes as much as the pipe takes just now.
+    """
     sys.stdout.flush()
+    stream = sys.stdout.buffer
+    left = memoryview(data)
+    while left:
+        left = left[stream.write(left) :]
+    stream.flush()
 
 
 def _visible(body: bytes) -> str:

@@ -33,7 +33,9 @@ def test_an_argument_that_is_no_text_is_sent_as_its_bytes(url):
     assert run("receive", url, "orders", "--raw").stdout == b"caf\xe9"
 
 
-def test_nothing_is_lost_when_the_reader_of_the_output_goes_away(url):
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_nothing_is_lost_when_the_reader_of_the_output_goes_away(url, unbuffered, monkeypatch):
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     body = b"x" * 100_000  # more than a pipe holds
     for _ in range(5):
         assert run("send", url, "orders", input=body).returncode == 0
