@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 
 __all__ = ["MODULES", "DurabilitySuite", "select"]
 
-MODULES = ("contract_basics",)
+MODULES = (
+    "contract_basics",
+    "contract_bodies",
+    "contract_order",
+    "contract_settling",
+    "contract_batches",
+)
 
 
 def select(ids: Iterable[str] | None = None) -> list[Check]:

@@ -1,0 +1,170 @@
+"""Many at once, how many ahead, and when: C18 to C22."""
+
+import threading
+import time
+
+from mqlayer.api import Delivery
+from mqlayer.errors import HeaderError, MessageTooLargeError, SendError
+from mqlayer.message import Message
+from mqlayer.testing.stage import Stage
+from mqlayer.testing.suite.criterion import Outcome, criterion
+from mqlayer.testing.suite.deliveries import receive, receive_all, silence
+
+__all__ = [
+    "a_batch_is_answered_message_by_message",
+    "a_part_of_a_batch_is_settled",
+    "delayed_messages_come_neither_early_nor_late",
+    "one_bad_message_does_not_spoil_a_batch",
+    "prefetch_is_a_bound",
+]
+
+
+@criterion("C18", limit=90)
+def prefetch_is_a_bound(stage: Stage) -> Outcome:
+    """A consumer that has proved itself and settles nothing more holds no more than its prefetch, counted at the broker."""
+    number, prefetch = 50, 5
+    mq = stage.connect()
+    queue = stage.queue()
+    with mq.producer(queue) as producer:
+        producer.send_many(range(number))
+    with mq.consumer(queue, prefetch=prefetch) as consumer:
+        receive(stage, consumer).ack()  # opens the window
+        held = [receive(stage, consumer)]
+        seen = _unsettled(stage, queue, number - 1)
+        stage.wait_until(lambda: _unsettled(stage, queue, number - 1) >= min(1, prefetch), "something is held")
+        worst = 0
+        for _ in range(3):
+            threading.Event().wait(0.2)
+            worst = max(worst, _unsettled(stage, queue, number - 1))
+        assert worst <= prefetch, f"{worst} deliveries are unsettled, with prefetch={prefetch}"
+        for delivery in held:
+            delivery.ack()
+    stage.floor("unsettled deliveries seen", max(seen, worst), 1)
+    with mq.consumer(queue) as consumer:
+        rest = {receive(stage, consumer).message.payload for _ in range(number - 2)}
+    assert len(rest) == number - 2, "what had been fetched ahead did not all go back"
+    return Outcome(counts={"checked": number}, evidence={"most unsettled": worst, "prefetch": prefetch})
+
+
+def _unsettled(stage: Stage, queue: str, left: int) -> int:
+    """How many deliveries of the queue are in somebody's hands, as the broker sees it."""
+    told = stage.harness.unacked(queue)
+    if told is not None:
+        return told
+    stats = stage.connect().stats(queue)
+    if stats.in_flight is not None:
+        return stats.in_flight
+    return left - (stats.ready or 0)
+
+
+@criterion("C19", limit=90)
+def a_batch_is_answered_message_by_message(stage: Stage) -> Outcome:
+    """1, 10, 11 and 1000 at once: an id for each, in the order of the input, and each message there."""
+    mq = stage.connect()
+    queue = stage.queue()
+    expected: dict[str | None, int] = {}
+    with mq.producer(queue) as producer:
+        total = 0
+        for size in (0, 1, 10, 11, 1000):
+            report = producer.send_many(range(total, total + size))
+            assert not report.failures, f"of {size} sends failed: {report.failures}"
+            assert len(report.ids) == size, f"{size} messages got {len(report.ids)} ids"
+            expected.update(zip(report.ids, range(total, total + size), strict=True))
+            total += size
+    assert len(expected) == total, "an id was given twice"
+    for delivery in receive_all(stage, mq, queue, total):
+        assert expected[delivery.message.id] == delivery.message.payload, (
+            f"{delivery.message.id} is another message's id"
+        )
+    return Outcome(counts={"checked": total})
+
+
+@criterion("C20")
+def one_bad_message_does_not_spoil_a_batch(stage: Stage) -> Outcome:
+    """One of ten cannot travel: it alone fails, and the report says which and why."""
+    mq = stage.connect()
+    queue = stage.queue()
+    most = mq.capabilities.body_max_bytes
+    kinds: list[tuple[Message, type[SendError]]] = [(Message(b"x", headers={"mq-own": 1}), HeaderError)]
+    if most is not None and most < 256 * 1024 * 1024:
+        kinds.append((Message(bytes(most + 1)), MessageTooLargeError))
+    with mq.producer(queue) as producer:
+        for bad, kind in kinds:
+            batch = [Message(n) for n in range(10)]
+            batch[3] = bad
+            report = producer.send_many(batch)
+            assert set(report.failures) == {3}, f"failures at {sorted(report.failures)}, not at 3"
+            assert isinstance(report.failures[3], kind), f"{report.failures[3]!r} instead of {kind.__name__}"
+            assert len(report.ids) == 10, f"{len(report.ids)} ids for 10 messages"
+            came = sorted(d.message.payload for d in receive_all(stage, mq, queue, 9))
+            assert came == [0, 1, 2, 4, 5, 6, 7, 8, 9], f"of the others came {came}"
+    return Outcome(counts={"checked": 10 * len(kinds)})
+
+
+@criterion("C21", limit=90)
+def a_part_of_a_batch_is_settled(stage: Stage) -> Outcome:
+    """Up to n at once, without waiting for more than there is; what is not settled, and only that, comes back."""
+    number = 40
+    mq = stage.connect()
+    queue = stage.queue()
+    with mq.producer(queue) as producer:
+        producer.send_many(range(number))
+    taken: list[Delivery] = []
+    with mq.consumer(queue) as consumer:
+        while len(taken) < number:
+            some = consumer.receive_many(16, timeout=stage.seconds(15))
+            assert 0 < len(some) <= 16, f"{len(some)} came where up to 16 were asked for"
+            taken += some
+        begun = time.monotonic()
+        none = consumer.receive_many(16, timeout=0.3)
+        assert not none, f"{len(none)} came twice"
+        assert time.monotonic() - begun < stage.seconds(3), "an empty queue kept receive_many far beyond its timeout"
+        acked = {delivery.message.payload for delivery in taken[::2]}
+        for delivery in taken[::2]:
+            delivery.ack()
+    with mq.consumer(queue) as consumer:
+        rest = {receive(stage, consumer, "an unsettled message").message.payload for _ in range(number - len(acked))}
+        silence(consumer, 0.3, "the others were acked")
+    assert rest == set(range(number)) - acked, f"{sorted(rest & acked)} came back although acked"
+    with mq.consumer(queue) as consumer:
+        for _ in range(number - len(acked)):
+            receive(stage, consumer).ack()
+    return Outcome(counts={"checked": number})
+
+
+@criterion("C22", limit=60)
+def delayed_messages_come_neither_early_nor_late(stage: Stage) -> Outcome:
+    """0, 1 and 3 s, and a nack with 1 s: not before its time, not long after it, and nobody sleeps for it."""
+    mq = stage.connect()
+    queue = stage.queue()
+    with mq.producer(queue) as producer, mq.consumer(queue) as consumer:
+        for delay in (1.0, 3.0):  # whatever the broker needs for the first of its kind is there when it counts
+            producer.send("warm-up", delay=delay)
+        for _ in range(2):
+            receive(stage, consumer, "a delayed message").ack()
+        sent: dict[str, tuple[float, float]] = {}
+        for n in range(3):
+            for delay in (3.0, 0.0, 1.0):
+                before = time.monotonic()
+                producer.send(f"{delay} {n}", delay=delay)
+                sent[f"{delay} {n}"] = before, delay
+        lateness: list[float] = []
+        while sent:
+            delivery = receive(stage, consumer, f"one of {len(sent)} delayed messages")
+            lateness.append(_lateness(*sent.pop(delivery.message.payload)))
+            delivery.ack()
+        producer.send("nacked")
+        receive(stage, consumer).nack(delay=1.0)
+        begun = time.monotonic()
+        receive(stage, consumer, "a message nacked with a delay").ack()
+        lateness.append(_lateness(begun, 1.0))
+        slack = stage.seconds(1.5)
+        assert max(lateness) <= slack, f"{max(lateness):.2f} s late, where {slack:g} s are allowed"
+        silence(consumer, 0.2, "all were acked")
+    return Outcome(counts={"checked": len(lateness)}, evidence={"latest by": round(max(lateness), 3)})
+
+
+def _lateness(begun: float, delay: float) -> float:
+    late = time.monotonic() - begun - delay
+    assert late >= -0.05, f"delayed by {delay} s, it came {-late:.3f} s early"
+    return late

@@ -1,0 +1,136 @@
+"""Who gets what, and in which order: C08, C09, C10."""
+
+import itertools
+import threading
+from collections import defaultdict
+
+from mqlayer.message import Message
+from mqlayer.testing.checker import Expect, Floors
+from mqlayer.testing.ledger import make_body
+from mqlayer.testing.stage import Stage
+from mqlayer.testing.suite.criterion import Outcome, criterion
+from mqlayer.testing.suite.deliveries import in_threads, receive
+
+__all__ = ["each_message_goes_to_one_consumer", "groups_keep_their_order", "one_consumer_sees_the_order_sent"]
+
+
+@criterion("C08", limit=120)
+def one_consumer_sees_the_order_sent(stage: Stage) -> Outcome:
+    """One producer, one consumer: first sent, first received; whichever way it is sent and taken."""
+    number = stage.size(quick=500, full=2000)
+    mq = stage.connect()
+    queue = stage.queue()
+    came: list[int] = []
+    with mq.producer(queue) as producer, mq.consumer(queue) as consumer:
+        sent = 0
+        while sent < number:
+            burst = min(stage.random.choice((1, 7, 100)), number - sent)
+            if burst == 1:
+                producer.send(sent)
+            else:
+                report = producer.send_many(range(sent, sent + burst))
+                assert not report.failures, f"sends failed: {report.failures}"
+            sent += burst
+        while len(came) < number:
+            taken = consumer.receive_many(stage.random.choice((1, 10, 64)), timeout=stage.seconds(15))
+            assert taken, f"{len(came)} of {number} messages came, then none"
+            for delivery in taken:
+                came.append(delivery.message.payload)
+                delivery.ack()
+    wrong = [(a, b) for a, b in itertools.pairwise(came) if b <= a]
+    assert not wrong, f"out of order {len(wrong)} times; first: {wrong[0]}"
+    assert came == list(range(number)), "what came is not what was sent"
+    return Outcome(counts={"checked": number})
+
+
+@criterion("C09", limit=120)
+def groups_keep_their_order(stage: Stage) -> Outcome:
+    """Four consumers, 16 groups: order within each, and while the head of one is unsettled nobody gets its next."""
+    each = stage.size(quick=20, full=100)
+    groups = 16
+    queue = stage.queue()
+    mq = stage.connect()
+    with mq.producer(queue) as producer:
+        report = producer.send_many(
+            Message(make_body(f"g{group}", counter, 64, stage.seed), group_id=f"g{group}")
+            for counter in range(each)
+            for group in range(groups)
+        )
+        assert not report.failures, f"sends failed: {report.failures}"
+    lock = threading.Lock()
+    open_groups: set[str] = set()
+    came: dict[str, list[str]] = defaultdict(list)
+    wrong: list[str] = []
+    finished, pause = threading.Event(), threading.Event()
+
+    def consume() -> None:
+        own = stage.connect()
+        with own.consumer(queue, prefetch=8) as consumer:
+            while not finished.is_set():
+                delivery = consumer.receive(timeout=0.2)
+                if delivery is None:
+                    continue
+                group = delivery.message.group_id or ""
+                with lock:
+                    if group in open_groups:
+                        wrong.append(f"a second message of {group} was handed over beside an unsettled one")
+                    open_groups.add(group)
+                    came[group].append(delivery.message.body.decode(errors="replace")[:40])
+                pause.wait(0.001)  # where another consumer could be given the next one
+                with lock:
+                    open_groups.discard(group)
+                delivery.ack()
+                if sum(map(len, came.values())) >= each * groups:
+                    finished.set()
+
+    in_threads([consume] * 4, timeout=stage.seconds(90))
+    assert not wrong, wrong[0]
+    for group, bodies in came.items():
+        expected = [make_body(group, counter, 64, stage.seed).decode(errors="replace")[:40] for counter in range(each)]
+        assert bodies == expected, f"{group} came out of order, or not once each"
+    _head_blocks_tail(stage)
+    return Outcome(counts={"checked": each * groups})
+
+
+def _head_blocks_tail(stage: Stage) -> None:
+    mq = stage.connect()
+    queue = stage.queue()
+    with mq.producer(queue) as producer:
+        for text in ("a1", "a2"):
+            producer.send(text, group_id="a")
+        producer.send("b1", group_id="b")
+    with mq.consumer(queue) as first, mq.consumer(queue) as second:
+        head = receive(stage, first, "the head of a group")
+        assert head.message.payload == "a1", f"{head.message.payload} came first"
+        other = receive(stage, second, "the head of another group")
+        assert other.message.payload == "b1", f"{other.message.payload} came beside the unsettled a1"
+        assert second.receive(timeout=0.3) is None, "a2 came while a1 was unsettled"
+        head.ack()
+        # either one may get it: the first may have fetched it ahead
+        tail = second.receive(timeout=0.5) or receive(stage, first, "the tail, once the head is settled")
+        assert tail.message.payload == "a2", f"{tail.message.payload} came instead of a2"
+        tail.ack()
+        other.ack()
+
+
+@criterion("C10", limit=120)
+def each_message_goes_to_one_consumer(stage: Stage) -> Outcome:
+    """Four competing consumers: each message to exactly one of them, and none of them idle."""
+    number = stage.size(quick=600, full=2000)
+    queue = stage.queue()
+    stage.connect().declare(queue)
+    consumers = [stage.actor("consume", f"consumer-{n}", queues=[queue], prefetch=8) for n in range(4)]
+    for actor in consumers:
+        actor.ready()
+    stage.actor("produce", "producer", queue=queue, count=number, how="send_many", batch=50).finish()
+    drained = stage.drain(stage.site, queue, quiet=1.0)
+    shares = {actor.name: actor.stop()["received"] for actor in consumers}
+    idle = [name for name, share in shares.items() if not share]
+    assert not idle, f"{', '.join(idle)} got nothing of {number}: {shares}"
+    expect = Expect(
+        drained=drained.drained,
+        queue_empty=drained.queue_empty,
+        ack_settle=None if not stage.capabilities.confirms_acks else 0.0,
+        floors=Floors(confirmed=number, deliveries=number),
+    )
+    return stage.judge(expect, shares=shares)
