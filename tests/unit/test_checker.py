@@ -225,6 +225,14 @@ class TestRates:
         assert duplicates["extra"] == 1
         assert duplicates["amplification"] == 1.3333
 
+    def test_a_barrier_amid_a_fault_does_not_end_it(self) -> None:
+        story = Story().publish("p:1").fault(Fault.CONNECTION, BEGIN).settled().handle("p:1")
+        assert check(story.events, Expect()).duplicates["under_faults"]["deliveries"] == 1
+
+    def test_a_consumer_that_closes_is_no_fault(self) -> None:
+        story = taken().fault(Fault.CLOSE, BEGIN, target="c1").fault(Fault.CLOSE, END, target="c1").handle("p:1")
+        assert check(story.events, Expect()).duplicates["fault_free"] == {"deliveries": 2, "extra": 0}
+
     def test_what_the_consumer_asked_for_is_in_no_rate(self) -> None:
         assert (
             check(taken().settle(EventType.NACK, "p:1").handle("p:1").events, Expect()).duplicates["fault_free"][
@@ -257,6 +265,15 @@ class TestOrder:
         story.ack("p:2", by="c1").ack("p:1", by="c2")
         assert verdict_of(story, Expect(ordered=True)) is Verdict.PASS
         assert verdict_of(story, Expect(groups_ordered=True)) is Verdict.FAIL
+
+    @pytest.mark.parametrize(("later", "earlier"), [({"group": "a"}, {"group": "b"}), ({"queue": "a"}, {"queue": "b"})])
+    def test_each_group_and_each_queue_has_its_own_order(self, later: dict[str, Any], earlier: dict[str, Any]) -> None:
+        story = Story().publish("p:1", "p:2").deliver("p:2", **later).deliver("p:1", **earlier).ack("p:2", "p:1")
+        assert verdict_of(story, Expect(ordered=True, groups_ordered=True)) is Verdict.PASS
+
+    def test_a_further_delivery_sets_no_mark(self) -> None:
+        story = Story().publish("p:1", "p:2").deliver("p:2", to="c1").killed("c1").handle("p:2", "p:1", by="c2")
+        assert verdict_of(story, Expect(ordered=True)) is Verdict.PASS
 
     def test_a_further_delivery_behind_a_later_one_is_a_regression(self) -> None:
         story = Story().publish("p:1", "p:2").deliver("p:1", "p:2").ack("p:2").server_killed().handle("p:1")
@@ -333,6 +350,18 @@ class TestFloors:
     def test_a_graceful_stop_ends_by_itself(self, status: int | None, stops: int) -> None:
         story = Story().publish("p:1").fault(Fault.SERVER_STOP, BEGIN).fault(Fault.SERVER_STOP, END, exit=status)
         assert check(story.handle("p:1").events, Expect()).evidence["stops"] == stops
+
+    def test_a_delivery_is_hit_once(self) -> None:
+        story = taken().server_killed(1).server_killed(2).handle("p:1")
+        assert check(story.events, Expect()).evidence["in_flight_at_kill"] == [1, 0]
+
+    def test_an_ack_that_was_answered_is_not_counted_as_in_doubt(self) -> None:
+        story = Story().publish("p:1").handle("p:1").server_killed()
+        assert check(story.events, Expect(ack_settle=None)).evidence["acks_in_doubt"] == 0
+
+    def test_a_kill_before_or_after_publishing_is_not_amid_it(self) -> None:
+        story = Story().server_killed(1).publish("p:1", "p:2").server_killed(2).handle("p:1", "p:2")
+        assert check(story.events, Expect()).evidence["kills_in_publish"] == 0
 
     def test_actors_and_connections_are_counted(self) -> None:
         story = Story().publish("p:1").deliver("p:1").killed("c1").fault(Fault.CONNECTION, BEGIN)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import pytest
-from histories import BEGIN, END, FAIL, INFO, Story
+from histories import BEGIN, END, FAIL, INFO, OK, Story
 
 from mqlayer.testing.checker import Expect, check
 from mqlayer.testing.custody import FAULT_CAUSES, Cause
@@ -132,6 +132,20 @@ class TestCauses:
     def test_what_rises_while_the_fault_still_goes_on_has_risen(self) -> None:
         story = Story().publish("p:1").handle("p:1").fault(Fault.SERVER_KILL, BEGIN).handle("p:1")
         assert causes_of(story) == {"resurrected": 1}
+
+    @pytest.mark.parametrize("kind", [Fault.CLOSE, Fault.LEASE])
+    def test_nothing_rises_from_the_dead_without_a_failure(self, kind: Fault) -> None:
+        story = Story().publish("p:1").handle("p:1").fault(kind, BEGIN, target="c1").fault(kind, END, target="c1")
+        assert causes_of(story.handle("p:1")) == {"unexplained": 1}
+
+    def test_a_nack_proves_nothing_gone(self) -> None:
+        story = nacked().server_killed().deliver("p:1", to="c2").handle("p:1", by="c3")
+        assert causes_of(story) == {"given_back": 1, "unexplained": 1}
+
+    def test_an_answer_belongs_to_the_verb_it_answers(self) -> None:
+        story = taken().settle(NACK, "p:1", outcome=None).deliver("p:1").ack("p:1", outcome=None)
+        story.add(NACK, OK, "c1", id="p:1").add(EventType.ACK, FAIL, "c1", id="p:1")
+        assert check(story.events, Expect()).counts["unreturned"] == 1
 
     def test_the_first_delivery_is_never_a_duplicate(self) -> None:
         assert causes_of(Story().publish("p:1").server_killed().deliver("p:1", redelivered=True).ack("p:1")) == {}
