@@ -197,7 +197,7 @@ class Connection:
         try:
             while True:
                 remaining = deadline - self._monotonic()
-                if remaining > 0:
+                if remaining > 0 and not done():  # a poll would sleep beside what is there already
                     if timer is None:  # without one the poll sleeps for up to five seconds
                         timer = self._loop.call_later(remaining, _nothing)
                     self._loop.poll()

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from mqlayer.backends.memory_faults import Faults
     from mqlayer.clock import ManualClock
     from mqlayer.testing.harness import BackendHarness, Claims
-    from mqlayer.testing.memory import Sent, memory
+    from mqlayer.testing.in_memory import Sent, memory
     from mqlayer.testing.processes import ProcessServer
 
 __all__ = ["BackendHarness", "Claims", "Faults", "ManualClock", "ProcessServer", "Sent", "memory"]
@@ -23,8 +23,8 @@ _LATER = {
     "Faults": "mqlayer.backends.memory_faults",
     "ManualClock": "mqlayer.clock",
     "ProcessServer": "mqlayer.testing.processes",
-    "Sent": "mqlayer.testing.memory",
-    "memory": "mqlayer.testing.memory",
+    "Sent": "mqlayer.testing.in_memory",
+    "memory": "mqlayer.testing.in_memory",
 }
 
 

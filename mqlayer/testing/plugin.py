@@ -9,7 +9,7 @@ if TYPE_CHECKING:  # a test run that uses none of the fixtures pays for none of 
     from mqlayer.api import Connection
     from mqlayer.backends.memory_faults import Faults
     from mqlayer.clock import ManualClock
-    from mqlayer.testing.memory import Sent
+    from mqlayer.testing.in_memory import Sent
 
 __all__ = ["mq", "mq_clock", "mq_faults", "mq_sent"]
 
@@ -33,7 +33,7 @@ def mq_faults() -> "Faults":
 @pytest.fixture
 def mq_sent() -> "Sent":
     """What was sent through ``mq``."""
-    from mqlayer.testing.memory import Sent
+    from mqlayer.testing.in_memory import Sent
 
     return Sent()
 
@@ -41,7 +41,7 @@ def mq_sent() -> "Sent":
 @pytest.fixture
 def mq(mq_clock: "ManualClock", mq_faults: "Faults", mq_sent: "Sent") -> "Iterator[Connection]":
     """A connection to a broker in memory of the test's own."""
-    from mqlayer.testing.memory import memory
+    from mqlayer.testing.in_memory import memory
 
     with memory(clock=mq_clock, faults=mq_faults, sent=mq_sent) as connection:
         yield connection

@@ -1,9 +1,9 @@
 """Every python example of the documentation runs.
 
-A section's blocks run in order with the same names, in a folder of their own; a page's first block, if its page says so
-(``guide.md`` does), comes before each section. A block with ``>>>`` is a doctest; one that defines pytest functions has
-them called with the fixtures of the plugin; anything else is executed. A block that cannot run here says so in its first
-line, where readers see it too.
+A section's blocks run in order with the same names, in a folder of their own. On some pages (``guide.md``) the first
+block comes before each section, once with each URL that the page promises to be true of. A block with ``>>>`` is a
+doctest; one that defines pytest functions has them called with the fixtures of the plugin; anything else is executed. A
+block that cannot run here says so in its first line, where readers see it too.
 """
 
 import ast
@@ -12,11 +12,15 @@ import sys
 import pytest
 
 import examples
-from examples import Section, defined_tests, pages, run_block, sections
-from mqlayer.testing.memory import Sent, memory
+from examples import Block, Section, defined_tests, pages, run_block, sections
+from mqlayer.testing.in_memory import Sent, memory
 
 SAVED = {"write-a-backend.md"}  #: pages whose blocks are files; ``test_write_a_backend.py`` runs them
 PREAMBLE = {"guide.md"}  #: pages whose first block comes before each of their sections
+URLS = {
+    "guide.md": ("memory://", "sqlite:///guide.db"),
+    "README.md": ("memory://examples", "sqlite:///readme.db"),
+}  #: used in turn
 SECTIONS = [section for page in pages() for section in sections(page)]
 
 
@@ -32,27 +36,28 @@ def runnable(section: Section) -> bool:
     return section.page.name not in SAVED and any(block.reason is None for block in section.blocks)
 
 
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
+def runs():
+    """Each section with each URL that its page is to be true of."""
+    for section in filter(runnable, SECTIONS):
+        for url in URLS.get(section.page.name, ("memory://examples",)):
+            yield pytest.param(section, url, id=f"{section.name} [{url}]")
+
+
+@pytest.mark.parametrize(("section", "url"), list(runs()))
+def test_examples_run(section, url, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["orders.py", "memory://examples"])
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    "section", [section for section in SECTIONS if runnable(section)], ids=lambda section: section.name
-)
-def test_examples_run(section, folder, recwarn):
-    names = {"__name__": "example", **GIVEN.get(section.page.name, {})}
-    first = sections(section.page)[0]
-    if section.page.name in PREAMBLE and section.title != first.title:
-        run_block(first.blocks[0], section.page, names)
+    monkeypatch.setattr(sys, "argv", ["orders.py", url])
+    page = section.page
+    names = {"__name__": "example", **GIVEN.get(page.name, {})}
+    preamble = sections(page)[0].blocks[0] if page.name in PREAMBLE else None
+    blocks = [block for block in section.blocks if block.reason is None and block != preamble]
     try:
-        for block in section.blocks:
-            if block.reason is not None:
-                continue
+        if preamble is not None:
+            assert '"memory://"' in preamble.text
+            run_block(Block(preamble.text.replace("memory://", url), preamble.line), page, names)
+        for block in blocks:
             before = set(names)
-            run_block(block, section.page, names)
+            run_block(block, page, names)
             for function, fixtures in defined_tests(names, before):
                 _call(function, fixtures)
     finally:
@@ -63,8 +68,6 @@ def test_examples_run(section, folder, recwarn):
 
 def _call(function, fixtures):
     """Call a test as pytest would, with fixtures of its own."""
-    from mqlayer.testing import Faults, ManualClock
-
     clock, faults, sent = ManualClock(), Faults(), Sent()
     with memory(clock=clock, faults=faults, sent=sent) as mq:
         given = {"mq": mq, "mq_clock": clock, "mq_faults": faults, "mq_sent": sent}
