@@ -346,8 +346,8 @@ class Consumer:
         taken = line.take(1, current_thread())
         if taken and taken[0].count <= core.retry.attempts_max:
             return Delivery(core, line, taken[0])
-        if taken:
-            core.admit(line, taken)
+        if taken and core.admit(line, taken):
+            return Delivery(core, line, taken[0])
         got = self._wait_for_some(1, timeout)
         return got[0] if got else None
 

@@ -153,7 +153,7 @@ class ThreadLine:
         """
         with self.room.condition:
             if self._broken is not None:
-                text = f"{self._name} ended with {self._broken!r}; connect anew"
+                text = f"{self._name} ended with the defect {self._broken!r}; connect anew"
                 raise NotSentError(text, message_id=parcel.outgoing.id) from self._broken
             self._check_open()
             if not self._outbox.put(parcel):
@@ -318,7 +318,9 @@ class ThreadLine:
 
     def _check_open(self) -> None:
         if self._broken is not None:
-            raise ConnectionLostError(f"{self._name} ended with {self._broken!r}; connect anew") from self._broken
+            raise ConnectionLostError(
+                f"{self._name} ended with the defect {self._broken!r}; connect anew"
+            ) from self._broken
         if self._closing:
             raise ClosedError(f"{self._name} is closed")
 
@@ -426,7 +428,7 @@ class ThreadLine:
         with self.room.condition:
             self._closing = True
             calls, self._calls = self._calls, deque()
-        self._outbox.fail()
+        self._outbox.fail(self._broken)
         if self._settlements is not None:
             self._settlements.fail(error)
             self._intake.close()

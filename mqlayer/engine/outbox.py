@@ -115,14 +115,14 @@ class Outbox:
         if errors:
             log.warning("%s closes; %d messages are not known to be safe: %s", self._name, len(errors), errors[0])
 
-    def fail(self) -> None:
-        """Nothing is handed over any more: what is queued was not sent."""
+    def fail(self, defect: BaseException | None = None) -> None:
+        """Nothing is handed over any more: what is queued was not sent. *defect*: what ended the line, if not a close."""
         with self.room.condition:
             waiting = [parcel for parcel in self._queue if not parcel.gone]
             self._queue.clear()
             for parcel in waiting:
                 parcel.gone = True
-        fates = [(parcel, closed_before(parcel)) for parcel in waiting]
+        fates = [(parcel, closed_before(parcel, defect)) for parcel in waiting]
         self._log_unsettled([error for _, error in fates])
         resolve(fates)
         self.room.notify()

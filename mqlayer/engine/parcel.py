@@ -104,10 +104,13 @@ def too_late(parcel: Parcel) -> SendError:
     )
 
 
-def closed_before(parcel: Parcel) -> SendError:
+def closed_before(parcel: Parcel, defect: BaseException | None) -> SendError:
     if parcel.doubt is not None:
         return parcel.doubt
-    return NotSentError(f"closed before the message to {parcel.target[1]!r} left", message_id=parcel.outgoing.id)
+    why = "closed" if defect is None else f"the connection ended with the defect {defect!r}"
+    unsent = NotSentError(f"{why} before the message to {parcel.target[1]!r} left", message_id=parcel.outgoing.id)
+    unsent.__cause__ = defect
+    return unsent
 
 
 def may_try_again(error: MQError) -> bool:
