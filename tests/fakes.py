@@ -379,7 +379,8 @@ class ThreadedSession:
         deadline = self._clock.monotonic() + timeout
         while True:
             with self._changed:
-                self._look_at = float("inf")
+                if self._look_at <= self._clock.monotonic():  # else the store thinks that it is still known
+                    self._look_at = float("inf")
             got = self._inner.receive(limit, 0.0)
             with self._changed:
                 now = self._clock.monotonic()
