@@ -18,6 +18,7 @@ from mqlayer.errors import UndecodableError
 __all__ = ["peek", "purge", "receive", "send", "stats"]
 
 TIMEOUT = 30.0
+LIMIT = 1000  #: deliveries that are asked for at once
 # What is received here may have been refused by many handlers before; whoever looks at it by hand wants to see it.
 ANY_COUNT = mqlayer.Retry(attempts_max=2**31)
 
@@ -99,16 +100,18 @@ def receive(
     with (
         mqlayer.connect(url) as mq,
         mq.consumer(queue, prefetch=1, retry=ANY_COUNT, dead_letter=None) as consumer,
-        _held() as held,
+        _held(consumer) as held,
     ):
         got = 0
-        while got < count and (delivery := consumer.receive(timeout=wait)) is not None:
-            got += 1
-            held.append(delivery)
-            _print_delivery(delivery, raw=raw, as_json=as_json)
-            if not no_ack:
-                delivery.ack()
-                held.remove(delivery)
+        # Each is acknowledged before the next is fetched; what is only looked at is held together, so asked for together.
+        while got < count and (new := consumer.receive_many(min(count - got, LIMIT) if no_ack else 1, timeout=wait)):
+            got += len(new)
+            held += new
+            for delivery in new:
+                _print_delivery(delivery, raw=raw, as_json=as_json)
+                if not no_ack:
+                    delivery.ack()
+                    held.remove(delivery)
     if not got:
         remark(f"nothing received from {queue!r} in {timeout:g} s")
         raise typer.Exit(ExitCode.NEGATIVE)
@@ -212,12 +215,13 @@ class _NotHandled(BaseException):
 
 
 @contextmanager
-def _held() -> Iterator[list["mqlayer.Delivery"]]:
+def _held(consumer: "mqlayer.Consumer") -> Iterator[list["mqlayer.Delivery"]]:
     """Deliveries that are given back, uncounted, if they are still in the list in the end."""
     held: list[mqlayer.Delivery] = []
     try:
         yield held
     finally:
+        consumer.stop()  # or what is given back would come straight here again
         for delivery in held:
             try:
                 with delivery:
