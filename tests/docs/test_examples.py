@@ -13,7 +13,7 @@ import pytest
 
 import examples
 from examples import Block, Section, defined_tests, pages, run_block, sections
-from mqlayer.testing.in_memory import Sent, memory
+from mqlayer.testing import Faults, ManualClock, Sent, memory
 
 SAVED = {"write-a-backend.md"}  #: pages whose blocks are files; ``test_write_a_backend.py`` runs them
 PREAMBLE = {"guide.md"}  #: pages whose first block comes before each of their sections
@@ -84,10 +84,12 @@ def test_a_block_that_is_not_run_says_why_and_is_python_at_least(section):
 
 def test_examples_were_found():
     """The pages cannot lose their examples unnoticed: a broken fence would hide all that follow it."""
-    found = {page.name: sum(len(section.blocks) for section in sections(page)) for page in pages()}
+    found = {
+        str(page.relative_to(examples.ROOT)): sum(len(section.blocks) for section in sections(page)) for page in pages()
+    }
     assert found["README.md"] >= 3
-    assert found["guide.md"] >= 20
-    assert found["write-a-backend.md"] >= 3
+    assert found["docs/guide.md"] >= 20
+    assert found["docs/write-a-backend.md"] >= 3
 
 
 class TestTheRunnerItself:
