@@ -301,7 +301,8 @@ class Session(Protocol):
 
     def unsubscribe(self, queue: str, timeout: float) -> None:
         """No more deliveries of *queue*. What ``receive`` returned stays the caller's to settle; what it had not yet
-        returned goes back, uncounted where the broker allows it."""
+        returned goes back, uncounted where the broker allows it. Where every return counts (``release`` unsupported) a
+        session may keep it for the next ``receive`` instead, for the layer above to give back by a copy."""
         ...
 
     def receive(self, limit: int, timeout: float) -> Sequence[Incoming]:

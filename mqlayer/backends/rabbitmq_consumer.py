@@ -109,22 +109,31 @@ class Consumer:
         self._feed(subscription)
         self._barrier(deadline)
 
+    @property
+    def active(self) -> bool:
+        """Something may still come."""
+        return any(subscription.window for subscription in self._subscriptions.values())
+
     def has(self, queue: str) -> bool:
         """The queue is subscribed already."""
         return queue in self._subscriptions
 
     def unsubscribe(self, queue: str, deadline: float) -> None:
-        """No more deliveries of *queue*; those that nobody asked for go back."""
+        """No more deliveries of *queue*; those that nobody asked for go back.
+
+        Where going back counts as a delivery they stay for ``receive`` instead, so that a copy can go back in their place.
+        """
         subscription = self._subscriptions.get(queue)
         if subscription is None or self._lane is None:
             return
         subscription.window = 0
         self._check()
         self._cancel(subscription, deadline)
-        for incoming in subscription.buffer:
-            self._give_back(incoming)
-        self._buffered -= len(subscription.buffer)
-        subscription.buffer.clear()
+        if self._releases:
+            for incoming in subscription.buffer:
+                self._give_back(incoming)
+            self._buffered -= len(subscription.buffer)
+            subscription.buffer.clear()
         self._connection.turn()
 
     def _cancel(self, subscription: Subscription, deadline: float) -> None:

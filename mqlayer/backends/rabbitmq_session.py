@@ -154,7 +154,7 @@ class RabbitSession:
 
     def receive(self, limit: int, timeout: float) -> Sequence[Incoming]:
         """As the driver says. The broker pushes, so asking once means to give it a moment."""
-        seconds = max(timeout, LOOK) if limit else timeout
+        seconds = max(timeout, LOOK) if limit and self._consumer.active else timeout
         return self._consumer.receive(limit, self._monotonic() + seconds)
 
     def settle(self, verdicts: Sequence[Verdict], timeout: float) -> Failures:

@@ -127,7 +127,10 @@ class ThreadLine:
         self._timeout = timeout
         self._consuming = intake
         self._outbox = Outbox(name, clock)
-        self._settlements = Settlements(intake, timeout=timeout, creates=creates) if intake else None
+        collect = self._arrived if capabilities.release is Support.UNSUPPORTED else None
+        self._settlements = (
+            Settlements(intake, timeout=timeout, creates=creates, collect=collect) if intake is not None else None
+        )
         self._watch = Watch(name, intake, clock) if intake and capabilities.stats is not Support.UNSUPPORTED else None
         self._calls: deque[_Call] = deque()
         self._session = make(intake.connection_lost if intake else _nothing)

@@ -2,15 +2,17 @@
 
 import logging
 from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
-from mqlayer.driver import Declare, Extend, Forward, QueueOptions, Release, Session, Verdict
+from mqlayer.driver import Declare, Extend, Forward, Incoming, QueueOptions, Release, Session, Verdict
 from mqlayer.engine.held import Held
 from mqlayer.engine.intake import Intake
 from mqlayer.errors import MQError, StaleDeliveryError
 
 __all__ = ["Settlement", "Settlements"]
 
+REST_MAX = 100_000  #: deliveries taken in when a subscription has ended; a window is never so large
 SUBSCRIBE_TIMEOUT = 5.0  #: seconds for changing one window
 log = logging.getLogger("mqlayer")
 
@@ -37,9 +39,19 @@ class Settlements:
     Args:
         timeout: Seconds for one batch.
         creates: A missing dead-letter queue may be created.
+        collect: Takes in what a session still hands over when a subscription has ended; ``None`` where the broker itself
+            gives it back uncounted.
     """
 
-    def __init__(self, intake: Intake, *, timeout: float, creates: bool) -> None:
+    def __init__(
+        self,
+        intake: Intake,
+        *,
+        timeout: float,
+        creates: bool,
+        collect: Callable[[Sequence[Incoming]], None] | None = None,
+    ) -> None:
+        self._collect = collect
         self._intake = intake
         self._timeout = timeout
         self._creates = creates
@@ -84,12 +96,13 @@ class Settlements:
                 session.subscribe(queue, size, self._intake.lease, SUBSCRIBE_TIMEOUT)
             else:
                 session.unsubscribe(queue, SUBSCRIBE_TIMEOUT)
+                if self._collect is not None:
+                    self._collect(session.receive(REST_MAX, 0.0))
         except MQError as error:
             if not error.retryable:
                 self._intake.fail(error)
-            elif (
-                not self._intake.closed
-            ):  # not connected, or slow: the next connection subscribes, a later turn looks again
+            elif not self._intake.closed:
+                # Not connected, or slow: the next connection subscribes, a later turn looks again.
                 self._intake.unset(queue)
 
     def _target_exists(self, session: Session, item: Settlement) -> bool:
