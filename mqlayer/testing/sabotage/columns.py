@@ -30,6 +30,7 @@ __all__ = [
     "HangForever",
     "LateAckWins",
     "LieConfirm",
+    "LooseGroups",
     "LosesOnReconnect",
     "NoDrain",
     "Phantom",
@@ -94,13 +95,6 @@ class _Column(BackendHarness):
         for scheme in ("sqlite", "amqp"):
             register_backend(f"{self._prefix}{scheme}", _Factory(scheme, self.kind))
 
-    def start(self, datadir: Path, port: int) -> ProcessServer | None:
-        server = super().start(datadir, port)
-        if server is not None:
-            with (datadir / sessions.STARTS).open("a") as marks:
-                marks.write("+")
-        return server
-
     def url(self, datadir: Path, port: int) -> str:
         good = super().url(datadir, port)
         return f"{self._prefix}{good}{'&' if '?' in good else '?'}{FOLDER}={quote(str(datadir))}"
@@ -117,6 +111,12 @@ class _OverSQLite(_Column, SQLite):
 class _OverRabbit(_Column, RabbitMQQuorum):
     name = "rabbitmq-quorum"
 
+    def start(self, datadir: Path, port: int) -> ProcessServer:
+        server = RabbitMQQuorum.start(self, datadir, port)
+        with (datadir / sessions.STARTS).open("a") as marks:
+            marks.write("+")
+        return server
+
 
 class AckEarly(_OverSQLite):
     kind = sessions.AckEarly
@@ -128,6 +128,10 @@ class DupEvery100(_OverSQLite):
 
 class Reorder(_OverSQLite):
     kind = sessions.Reorder
+
+
+class LooseGroups(_OverSQLite):
+    kind = sessions.LooseGroups
 
 
 class DropHeaders(_OverSQLite):
@@ -189,7 +193,7 @@ class ForgetQueues(_OverRabbit):
 class Volatile(_OverRabbit):
     """Its server begins with nothing, whatever it was told before."""
 
-    def start(self, datadir: Path, port: int) -> ProcessServer | None:
+    def start(self, datadir: Path, port: int) -> ProcessServer:
         _wipe(datadir)
         return super().start(datadir, port)
 
@@ -201,13 +205,11 @@ class FlushOnExit(_OverRabbit):
         super().__init__()
         self._servers: dict[Path, ProcessServer] = {}
 
-    def start(self, datadir: Path, port: int) -> ProcessServer | None:
+    def start(self, datadir: Path, port: int) -> ProcessServer:
         before = self._servers.get(datadir)
         if before is not None and before.endings and before.endings[-1].signal is signal.SIGKILL:
             _wipe(datadir)
-        server = super().start(datadir, port)
-        if server is not None:
-            self._servers[datadir] = server
+        server = self._servers[datadir] = super().start(datadir, port)
         return server
 
 
@@ -216,7 +218,7 @@ class FakeKill(RabbitMQQuorum):
 
     def start(self, datadir: Path, port: int) -> ProcessServer:
         server = super().start(datadir, port)
-        server.kill = _spared  # type: ignore[method-assign]
+        server.kill = _spared  # type: ignore[method-assign, assignment]
         return server
 
 
@@ -224,14 +226,14 @@ class EmptyRun(SQLite):
     """Its producers send nothing, and say that all went well."""
 
     def register(self) -> None:
-        producing.Produce.run = _nothing_sent  # type: ignore[method-assign]
+        producing.Produce.run = _nothing_sent  # type: ignore[method-assign, assignment]
 
 
 class NoDrain(SQLite):
     """Its drains look at nothing."""
 
     def register(self) -> None:
-        draining.Drain.run = _nothing_drained  # type: ignore[method-assign]
+        draining.Drain.run = _nothing_drained  # type: ignore[method-assign, assignment]
 
 
 def _wipe(datadir: Path) -> None:

@@ -32,6 +32,7 @@ __all__ = [
     "HangForever",
     "LateAckWins",
     "LieConfirm",
+    "LooseGroups",
     "LosesOnReconnect",
     "Phantom",
     "PrefetchHog",
@@ -160,6 +161,19 @@ class Reorder(Broken):
         if limit and not got:  # nothing came to go before it
             got, self._late = self._late, []
         return got
+
+
+class LooseGroups(Broken):
+    """Takes each message for a group of its own."""
+
+    def send(self, queue: str, batch: Sequence[Outgoing], timeout: float) -> Failures:
+        loose = [out._replace(group_id=out.group_id and f"{out.group_id}#{next(self.shared.numbers)}") for out in batch]
+        return super().send(queue, loose, timeout)
+
+    def receive(self, limit: int, timeout: float) -> Sequence[Incoming]:
+        got = super().receive(limit, timeout)
+        groups = [(of.message.group_id or "").partition("#")[0] or None for of in got]
+        return [of._replace(message=of.message._replace(group_id=g)) for of, g in zip(got, groups, strict=True)]
 
 
 class DropHeaders(Broken):

@@ -42,7 +42,9 @@ SABOTEURS = (
     Saboteur("S6", columns.SwallowErrors, "says of every failed send that it succeeded", ("F7", "C34")),
     Saboteur("S7", columns.LosesOnReconnect, "forgets what was on its way", ("F10", "C35")),
     Saboteur("S8", columns.DupEvery100, "delivers each hundredth twice", ("C10", "F10")),
-    Saboteur("S9", columns.Reorder, "swaps neighbours", ("C08", "C09")),
+    Saboteur("S9", columns.Reorder, "swaps neighbours", ("C08",)),
+    # Swapped neighbours are of different groups where a group has one message in flight at a time.
+    Saboteur("S9b", columns.LooseGroups, "takes each message for a group of its own", ("C09",)),
     Saboteur("S10", columns.DropHeaders, "loses headers with names beyond ASCII", ("C02",)),
     Saboteur("S10b", columns.RetypeHeaders, "makes text of numbers", ("C02",), innocent=("C11", "F1a")),
     Saboteur("S11", columns.Truncate64K, "cuts bodies at 64 KiB", ("C06",)),
