@@ -57,6 +57,13 @@ def matrix(
     criterion: Annotated[
         list[str] | None, typer.Option("--criterion", metavar="ID", help="Only this one. May be repeated.")
     ] = None,
+    sabotage: Annotated[
+        bool | None,
+        typer.Option(
+            "--sabotage/--no-sabotage",
+            help="Also run broken backends that the suite must catch. Default: in a full run of all columns.",
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="Make the choices of an earlier run again.")] = None,
     as_json: JSON = False,
 ) -> None:
@@ -79,9 +86,13 @@ def matrix(
     with watching([each.name for each in chosen], len(checks)) as watcher:
         for harness in chosen:
             made = run.column(harness, checks, watcher, made)
+    everything = profile is not ProfileName.QUICK and not backend and not criterion
+    if sabotage if sabotage is not None else everything:
+        made = run.saboteurs(made)
     findings = _losses(folder, committed, made, whole=not criterion) if check else []
     names = [each.name for each in chosen]
     red = [record for record in made.records if is_red(record)]
+    escaped = [mutation for mutation in made.sabotage if not mutation.not_run and not mutation.caught]
     if as_json:
         line(made.to_json().rstrip())
     else:
@@ -93,7 +104,7 @@ def matrix(
             out.print(f"Each cell with its evidence: {folder / TEXT_NAME}")
     for finding in findings if as_json else ():
         remark(finding)
-    if findings or red or not any(map(is_executed, made.records)):
+    if findings or red or escaped or not any(map(is_executed, made.records)):
         raise typer.Exit(ExitCode.NEGATIVE)
 
 
@@ -127,6 +138,21 @@ class _Run:
             started = column.broken is None and column.missing is None
             described = (column.describe(self._command()),) if started else ()
         ran = Document(records=tuple(records), columns=described)
+        if self.folder is not None:
+            _write(self.folder, merge(_read(self.folder, required=False), ran))
+        return merge(so_far, ran)
+
+    def saboteurs(self, so_far: "Document") -> "Document":
+        """Send the saboteurs in, and note who was caught."""
+        from mqlayer.testing.matrix import merge
+        from mqlayer.testing.records import Document, Mutation
+        from mqlayer.testing.sabotage.mutation import not_run, run_saboteurs
+
+        def said(mutation: Mutation, seconds: float) -> None:
+            fate = mutation.not_run or ("caught" if mutation.caught else "ESCAPED")
+            remark(f"saboteur {mutation.saboteur} {mutation.title}: {fate} ({seconds:.0f} s)")
+
+        ran = Document(sabotage=(*run_saboteurs(progress=said), *not_run()))
         if self.folder is not None:
             _write(self.folder, merge(_read(self.folder, required=False), ran))
         return merge(so_far, ran)
