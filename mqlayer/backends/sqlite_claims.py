@@ -65,6 +65,7 @@ class Claims:
         self.subscriptions: dict[str, Subscription] = {}
         self._held: dict[int, dict[int, tuple[int, float]]] = {}  # queue → row → claim, end of the lease
         self._buffer: deque[Taken] = deque()
+        self._leaving: set[int] = set()  # ordered queues not consumed any more, of which something is still held
         self._turn = 0
 
     # --- claiming ----------------------------------------------------------------------------------------------------
@@ -122,10 +123,20 @@ class Claims:
     def _activate(self, connection: sqlite3.Connection, queue: int, until: float, now: float) -> bool:
         return connection.execute(sql.ACTIVATE, (self.number, until, queue, now)).rowcount > 0
 
-    def deactivate(self, connection: sqlite3.Connection, queue: int) -> None:
-        """Let another consumer of an ordered queue be the active one, unless this one still holds something of it."""
-        if not self._held.get(queue):
+    def leave(self, connection: sqlite3.Connection, queue: int) -> None:
+        """Let another consumer of an ordered queue be the active one, as soon as this one holds nothing of it any more:
+        what it holds may come back, and then comes first."""
+        if self._held.get(queue):
+            self._leaving.add(queue)
+        else:
             connection.execute(sql.DEACTIVATE, (queue, self.number))
+
+    def _leave_settled(self, connection: sqlite3.Connection, done: "Settled", now: float) -> None:
+        for queue in self._leaving - {subscription.id for subscription in self.subscriptions.values()}:
+            held = self._held.get(queue, {})
+            if all(until <= now or (queue, row, claim) in done.gone for row, (claim, until) in held.items()):
+                connection.execute(sql.DEACTIVATE, (queue, self.number))
+                done.queues.add(queue)
 
     # --- settling ----------------------------------------------------------------------------------------------------
 
@@ -161,6 +172,8 @@ class Claims:
                 done.failures[index] = _stale(of)
             if type(verdict) is not Extend or not kept:
                 done.gone.add(token)
+        if self._leaving:
+            self._leave_settled(connection, done, now)
         # What has just been released must not be claimed again by the same transaction.
         return done._replace(asks_for_more=done.asks_for_more and not any(type(v) is Release for v in verdicts))
 
@@ -169,6 +182,7 @@ class Claims:
             self._held[queue].pop(row, None)
         for (queue, row, claim), until in done.extended.items():
             self._held[queue][row] = claim, until
+        self._leaving = {queue for queue in self._leaving if self._held.get(queue)}
 
     def _extend(self, connection: sqlite3.Connection, token: Token, until: float, now: float, done: Settled) -> bool:
         queue, row, claim = token
@@ -204,10 +218,9 @@ class Claims:
         self.release(connection, waiting)
         every = {(queue, row, claim) for queue, held in self._held.items() for row, (claim, _) in held.items()}
         connection.executemany(sql.GIVE_BACK, [token[1:] for token in every - waiting])
-        for subscription in self.subscriptions.values():
-            if subscription.ordered:
-                connection.execute(sql.DEACTIVATE, (subscription.id, self.number))
         ordered = {subscription.id for subscription in self.subscriptions.values() if subscription.ordered}
+        ordered |= self._leaving
+        connection.executemany(sql.DEACTIVATE, [(queue, self.number) for queue in ordered])
         return ordered | {token[0] for token in every}
 
     def forget(self, tokens: Collection[Token]) -> None:

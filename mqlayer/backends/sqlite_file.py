@@ -28,9 +28,8 @@ __all__ = ["StoreFile"]
 
 SQLITE_MIN = (3, 35)  #: the first with RETURNING
 PATIENCE = 0.1  #: seconds that one attempt to get a lock lasts; between two, abort is noticed
-PATIENCE_MIN = (
-    0.25  #: … of all attempts together, even where the caller does not want to wait: another's commit ends soon
-)
+#: … of all attempts together, even where the caller does not want to wait: another's commit ends soon
+PATIENCE_MIN = 0.25
 WAL_KEPT_BYTES = 64 * 1024 * 1024  #: what the write-ahead log shrinks to at a checkpoint
 CLOCKS_MAX = 16  #: time bases remembered; each boot of the machine makes one
 OPEN_ATTEMPTS = 100  #: to turn on WAL while others do the same; each ends with the other's success

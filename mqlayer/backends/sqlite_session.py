@@ -84,6 +84,7 @@ class SQLiteSession:
         self._waker = Waker(file.path + "-wake")
         self._unwatch_clock = clock.watch(self._waker.nudge)
         self._lookout = Lookout(file, self._claims, self._waker, clock)
+        self._closed = False
         self._keep_at = -math.inf
         self._own_queues: dict[str, int] = {}  # temporary subscriptions to topics: they go with the session
 
@@ -174,9 +175,8 @@ class SQLiteSession:
         fitting: list[tuple[int, Outgoing]] = []
         for index, outgoing in enumerate(batch):
             if len(outgoing.body) > BODY_MAX_BYTES:
-                failures[index] = MessageTooLargeError(
-                    f"a body of {len(outgoing.body)} bytes; {BODY_MAX_BYTES} is the most"
-                )
+                text = f"a body of {len(outgoing.body)} bytes; {BODY_MAX_BYTES} is the most"
+                failures[index] = MessageTooLargeError(text, message_id=outgoing.id)
             else:
                 fitting.append((index, outgoing))
         queues: list[model.Queue] | None = []
@@ -189,24 +189,23 @@ class SQLiteSession:
                 for queue in queues or ():
                     model.store(connection, queue, messages, rows, now)
         except MQError as error:
-            failures.update({index: self._fate(error) for index, _ in fitting})
+            failures.update({index: self._fate(error, outgoing) for index, outgoing in fitting})
             return failures
         if queues is None:
             text = f"there is no queue {name!r}; declare it first"
-            failures.update({index: UnroutableError(text) for index, _ in fitting})
+            failures.update({index: UnroutableError(text, message_id=outgoing.id) for index, outgoing in fitting})
         else:
             self._waker.poke(queue.id for queue in queues)
         return failures
 
-    def _fate(self, error: MQError) -> SendError:
-        """What a transaction that failed means for its messages."""
-        fate: SendError
+    def _fate(self, error: MQError, outgoing: Outgoing) -> SendError:
+        """What a transaction that failed means for a message of it."""
+        kind: type[SendError] = NotSentError
         if self._file.in_doubt:
-            fate = OutcomeUnknownError(str(error))
+            kind = OutcomeUnknownError
         elif isinstance(error, RequestTimeoutError):
-            fate = SendTimeoutError(str(error))
-        else:
-            fate = NotSentError(str(error))
+            kind = SendTimeoutError
+        fate = kind(str(error), message_id=outgoing.id)
         fate.__cause__ = error
         return fate
 
@@ -227,7 +226,7 @@ class SQLiteSession:
         self._give_back_unseen(queue, 0, timeout)
         if subscription.ordered:
             with self._file.write(timeout) as connection:
-                self._claims.deactivate(connection, subscription.id)
+                self._claims.leave(connection, subscription.id)
             self._waker.poke((subscription.id,))
         self._waker.unwatch(subscription.id)
         del self._claims.subscriptions[queue]
@@ -312,6 +311,9 @@ class SQLiteSession:
         self._waker.wake()
 
     def close(self, timeout: float) -> None:
+        if self._closed:
+            return
+        self._closed = True
         if self._file.usable:
             try:
                 with self._file.write(timeout) as connection:
