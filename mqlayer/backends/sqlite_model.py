@@ -90,8 +90,8 @@ def group_queue(topic: str, group: str) -> str:
 
 
 def temporary_queue(topic: str, unique: str) -> str:
-    """The queue of a subscription without a group: a name that no group can have."""
-    return f"{_owner(topic)}.%{unique}"
+    """The queue of a subscription without a group: a name that no group can have, for there a 2 follows every ``%``."""
+    return f"{_owner(topic)}.%-{unique}"
 
 
 def _owner(topic: str) -> str:
