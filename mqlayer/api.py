@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from mqlayer.clock import Clock, SystemClock
 from mqlayer.core.connecting import TIMEOUT, ConnectionCore, Health, check_limit
-from mqlayer.core.consuming import AUTO, HOLD_MAX, LIMIT_MAX, ConsumerCore, DeadLetterChoice
+from mqlayer.core.consuming import AUTO, HOLD_MAX, LIMIT_MAX, ConsumerCore, DeadLetterChoice, begin_acks
 from mqlayer.core.flow import drive, wait
 from mqlayer.core.sending import ProducerCore, SendReport
 from mqlayer.delivery import Delivery
@@ -21,6 +21,7 @@ from mqlayer.engine import Parcel
 from mqlayer.errors import (
     ArgumentError,
     ClosedError,
+    MQError,
     RequestTimeoutError,
     SendError,
     UsageError,
@@ -248,13 +249,17 @@ class Producer:
 
     def _put(self, parcel: Parcel) -> Parcel:
         core = self._core
-        line = core.line
-        room = line.room
-        while True:
-            version = room.version
-            if core.put(line, parcel):
-                return parcel
-            room.wait(version, parcel.deadline - core.connection.clock.monotonic())
+        try:
+            line = core.line
+            room = line.room
+            while True:
+                version = room.version
+                if core.put(line, parcel):
+                    return parcel
+                room.wait(version, parcel.deadline - core.connection.clock.monotonic())
+        except BaseException:
+            core.not_put(parcel)
+            raise
 
     def send_many(self, messages: Iterable[Any], *, timeout: float | None = None) -> SendReport:
         """Send payloads or ``Message`` objects, pipelined. Returns when the fate of each is known.
@@ -393,6 +398,20 @@ class Consumer:
                 return
             if delivery is not None:
                 yield delivery
+
+    def ack_many(self, deliveries: "Iterable[Delivery]") -> dict[int, MQError]:
+        """Ack several at once: one answer of the broker for all of them, where it answers.
+
+        Returns:
+            Place in *deliveries* → why it could not be acked, as ``Delivery.ack`` would raise it. Absent: it was.
+        """
+        waiting, failures = begin_acks(deliveries)
+        for place, future in waiting:
+            try:
+                wait(future, self._core.connection.timeout)
+            except MQError as error:
+                failures[place] = error
+        return failures
 
     @property
     def proven(self) -> bool:

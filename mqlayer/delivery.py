@@ -27,7 +27,7 @@ class Delivery(DeliveryView):
             AlreadySettledError: it was settled before.
             StaleDeliveryError: its lease or connection is gone; the broker already has it back.
         """
-        self._finish(self._core.ack(self._line, self._held))
+        self._finish(self.begin_ack())
 
     def nack(self, *, delay: float = 0.0) -> None:
         """Give it back to be delivered again, no sooner than *delay* seconds. Counts as a failure.

@@ -14,7 +14,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 from mqlayer import api
 from mqlayer.aio.loop import Bridge, this_task
 from mqlayer.core.connecting import TIMEOUT, ConnectionCore, Health, check_limit
-from mqlayer.core.consuming import AUTO, HOLD_MAX, LIMIT_MAX, ConsumerCore, DeadLetterChoice, DeliveryView
+from mqlayer.core.consuming import AUTO, HOLD_MAX, LIMIT_MAX, ConsumerCore, DeadLetterChoice, DeliveryView, begin_acks
 from mqlayer.core.sending import ProducerCore, SendReport
 from mqlayer.driver import Capabilities, HeaderValue, Stats
 from mqlayer.engine import Held, Line, Parcel
@@ -232,13 +232,17 @@ class Producer:
 
     async def _put(self, parcel: Parcel) -> Parcel:
         core = self._core
-        line = core.line
-        room = line.room
-        while True:
-            version = room.version
-            if core.put(line, parcel):
-                return parcel
-            await self._bridge.change(room, version, parcel.deadline - core.connection.clock.monotonic())
+        try:
+            line = core.line
+            room = line.room
+            while True:
+                version = room.version
+                if core.put(line, parcel):
+                    return parcel
+                await self._bridge.change(room, version, parcel.deadline - core.connection.clock.monotonic())
+        except BaseException:
+            core.not_put(parcel)
+            raise
 
     async def send_many(self, messages: Iterable[Any], *, timeout: float | None = None) -> SendReport:
         """As ``mqlayer.Producer.send_many``."""
@@ -354,6 +358,16 @@ class Consumer:
             if delivery is not None:
                 yield delivery
 
+    async def ack_many(self, deliveries: "Iterable[Delivery]") -> dict[int, MQError]:
+        """As ``mqlayer.Consumer.ack_many``."""
+        waiting, failures = begin_acks(deliveries)
+        for place, future in waiting:
+            try:
+                await self._bridge.answer(future, self._core.connection.timeout)
+            except MQError as error:
+                failures[place] = error
+        return failures
+
     @property
     def proven(self) -> bool:
         """As ``mqlayer.Consumer.proven``."""
@@ -388,7 +402,7 @@ class Delivery(DeliveryView):
 
     async def ack(self) -> None:
         """As ``mqlayer.Delivery.ack``."""
-        await self._finish(self._core.ack(self._line, self._held))
+        await self._finish(self.begin_ack())
 
     async def nack(self, *, delay: float = 0.0) -> None:
         """As ``mqlayer.Delivery.nack``."""

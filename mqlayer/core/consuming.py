@@ -3,7 +3,7 @@
 import enum
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from typing import Any, Final
 
@@ -26,7 +26,7 @@ from mqlayer.errors import (
 from mqlayer.message import ReceivedMessage
 from mqlayer.policy import DeadLetter, GiveBack, Retry, exhausted_reason, next_step, released_trail
 
-__all__ = ["AUTO", "ConsumerCore", "DeadLetterChoice", "DeliveryView"]
+__all__ = ["AUTO", "ConsumerCore", "DeadLetterChoice", "DeliveryView", "begin_acks"]
 
 HOLD_MAX = 3600.0  #: seconds for which a lease is renewed, where the consumer does not say
 LIMIT_MAX = 10_000  #: deliveries that one ``receive_many`` returns at the most
@@ -337,8 +337,29 @@ class DeliveryView:
     def settled(self) -> bool:
         return self._held.settled
 
+    def begin_ack(self) -> "Future[None] | None":
+        """Queue the ack; the future to wait for, if the broker confirms. For ``ack`` and ``ack_many``."""
+        return self._core.ack(self._line, self._held)
+
     def __repr__(self) -> str:
         return f"<delivery {self.delivery_count} of message {self._held.incoming.message.id} from {self.queue!r}>"
+
+
+def begin_acks(
+    deliveries: "Iterable[DeliveryView]",
+) -> "tuple[list[tuple[int, Future[None]]], dict[int, MQError]]":
+    """Queue the acks of several: what to wait for, by place, and what could not even be queued."""
+    waiting: list[tuple[int, Future[None]]] = []
+    failures: dict[int, MQError] = {}
+    for place, delivery in enumerate(deliveries):
+        try:
+            future = delivery.begin_ack()
+        except MQError as error:
+            failures[place] = error
+        else:
+            if future is not None:
+                waiting.append((place, future))
+    return waiting, failures
 
 
 def _dead_letter(held: Held, target: str, reason: str) -> Forward:

@@ -13,7 +13,6 @@ from mqlayer.errors import (
     ArgumentError,
     ClosedError,
     MessageTooLargeError,
-    MQError,
     RefusedError,
     SendError,
     UnsupportedError,
@@ -115,16 +114,16 @@ class ProducerCore:
             ClosedError
             SendTimeoutError: there is no room, and its time is up.
         """
-        try:
-            if line.submit(parcel):
-                return True
-            if parcel.deadline <= self.connection.clock.monotonic():
-                raise no_room(parcel)
-        except MQError:
-            if parcel.tally is not None:
-                parcel.tally.settle(1, ())  # the caller hears of it here, not in a flush
-            raise
+        if line.submit(parcel):
+            return True
+        if parcel.deadline <= self.connection.clock.monotonic():
+            raise no_room(parcel)
         return False
+
+    def not_put(self, parcel: Parcel) -> None:
+        """It was not queued: the caller hears of it there, not in a flush."""
+        if parcel.tally is not None:
+            parcel.tally.settle(1, ())
 
     def raise_failures(self) -> None:
         """After a flush.

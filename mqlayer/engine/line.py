@@ -307,6 +307,7 @@ class ThreadLine:
         with self.room.condition:
             self._closing = True
             self._outbox.ends_at = min(self._outbox.ends_at, self._clock.monotonic() + timeout)
+        self.room.notify()  # who waits for room hears that there will be none
         self._poke()
         with self._start:
             thread = self._thread
