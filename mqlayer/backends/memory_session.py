@@ -190,7 +190,7 @@ class MemorySession:
         return self._do(self._store.publish, topic, batch, self._expires)
 
     def subscribe(self, queue: str, window: int, lease: float | None, timeout: float) -> None:
-        """As the driver's. The subscription outlives its queue: it goes on when a queue of that name is made again."""
+        """As the driver's. The subscription outlives its queue, which ``receive`` misses until it is made again."""
         self._check()
         if window < 0 or (lease is not None and not lease > 0):
             raise ArgumentError(

@@ -126,8 +126,8 @@ class Store:
 
     def delete(self, now: float, wall: float, name: str) -> None:
         self._due(now, wall)
-        queue = self._queues.get(name)
-        if queue is not None:
+        if (queue := self._queues.get(name)) is not None:
+            self._announce(queue, now)
             self._drop(queue)
 
     def _drop(self, queue: Queue) -> None:
@@ -265,7 +265,7 @@ class Store:
                 self._schedule(queue, queue.next_due())
 
     def receive(self, now: float, wall: float, client: Client, limit: int) -> list[Incoming]:
-        """Up to *limit* deliveries, by turns of the subscribed queues. Never waits."""
+        """Up to *limit* deliveries, by turns of the subscribed queues. Never waits. Raises QueueNotFoundError."""
         if now >= self._agenda.next_look or wall >= self._agenda.next_expiry:
             self._due(now, wall)
         found: list[Incoming] = []
@@ -281,6 +281,8 @@ class Store:
         if client.next_look <= now:  # else it was told of a later time, and still knows it
             client.next_look = math.inf
         if turn:
+            if not found and (gone := [one.queue.name for one in turn if one.queue.name not in self._queues]):
+                raise missing(gone[0])
             self._tell(client, min([subscription.queue.look_at for subscription in turn]))
         return found
 
