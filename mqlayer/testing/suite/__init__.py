@@ -27,6 +27,11 @@ MODULES = (
     "contract_order",
     "contract_settling",
     "contract_batches",
+    "contract_poison",
+    "contract_topics",
+    "contract_lifecycle",
+    "contract_queues",
+    "failsafe_persist",
 )
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from mqlayer.api import Connection, Producer
     from mqlayer.testing.stage import Stage
 
-__all__ = ["absent", "prove_absent"]
+__all__ = ["absent", "prove_absent", "use"]
 
 Use = Callable[["Connection", "Producer", str], object]
 _BODY = b"should have been refused"
@@ -31,21 +31,26 @@ _USES: Mapping[str, Use] = MappingProxyType(
 )
 
 
-def prove_absent(stage: "Stage", capability: str) -> str:
+def use(capability: str, mq: "Connection", producer: "Producer", queue: str) -> None:
+    """Use a capability on a queue of the producer's."""
+    _USES[capability](mq, producer, queue)
+
+
+def prove_absent(stage: "Stage", capability: str, **query: str) -> str:
     """Use what the backend says that it lacks. Returns the refusal's text.
 
     A queue is made first, with one message in it; after the refusal that message, and no other, is there, and the
-    connection still serves.
+    connection still serves. *query*: options of the URL that make it absent.
 
     Raises:
         PromiseBroken: the call worked, or left something behind: a capability is there that is said to be absent.
     """
-    mq = stage.connect()
+    mq = stage.connect(needs=None, **query)
     queue = stage.queue(capability)
     producer = mq.producer(queue)
     producer.send(b"before")
     try:
-        _USES[capability](mq, producer, queue)
+        use(capability, mq, producer, queue)
     except UnsupportedError as refusal:
         text = str(refusal)
     else:

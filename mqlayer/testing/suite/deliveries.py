@@ -3,11 +3,15 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from mqlayer.api import Connection, Consumer, Delivery
+from mqlayer.errors import MQError
 from mqlayer.testing.stage import Stage
 
-__all__ = ["PATIENCE", "in_threads", "receive", "receive_all", "silence"]
+__all__ = ["PATIENCE", "in_threads", "receive", "receive_all", "refusal", "silence"]
+
+E = TypeVar("E", bound=MQError)
 
 PATIENCE = 15.0  #: seconds that a delivery may take before it counts as missing
 
@@ -58,6 +62,21 @@ def in_threads(functions: Sequence[Callable[[], object]], *, timeout: float) -> 
     if errors:
         raise errors[0]
     assert not any(thread.is_alive() for thread in threads), f"threads have not ended after {timeout:g} s"
+
+
+def refusal(kind: type[E], call: Callable[[], object], what: str) -> E:
+    """The error of that kind with which *call* ends.
+
+    Raises:
+        AssertionError: it ends with another one, or does *what* as if nothing were.
+    """
+    try:
+        call()
+    except kind as error:
+        return error
+    except MQError as error:
+        raise AssertionError(f"{what}: {type(error).__name__} instead of {kind.__name__}: {error}") from error
+    raise AssertionError(f"{what}: no {kind.__name__}, no word")
 
 
 def silence(consumer: Consumer, seconds: float, what: str) -> None:

@@ -1,0 +1,84 @@
+"""Publish and subscribe: a copy for each group: C43."""
+
+import time
+
+from mqlayer.api import Connection, Consumer
+from mqlayer.testing.stage import Stage
+from mqlayer.testing.suite.criterion import Outcome, criterion
+from mqlayer.testing.suite.deliveries import PATIENCE, receive, silence
+
+__all__ = ["each_group_of_a_topic_gets_a_copy"]
+
+EACH = 20  #: messages of each of the three rounds
+QUIET = 0.3
+
+
+@criterion("C43", limit=90)
+def each_group_of_a_topic_gets_a_copy(stage: Stage) -> Outcome:
+    """Two groups and a temporary subscription get one copy each; a group also gets what was sent while it was away."""
+    topic, other = stage.queue("topic"), stage.queue("other-topic")
+    mq = stage.connect()
+    with mq.producer(topic=topic) as producer:
+        assert not producer.send_many(["nobody subscribes"] * 3).failures, "a topic without groups refuses messages"
+        producer.send("nobody subscribes")
+        with (
+            mq.consumer(topic=topic, group="mailer") as mailer,
+            mq.consumer(topic=topic, group="audit") as audit,
+            mq.consumer(topic=topic) as temporary,
+            mq.consumer(topic=other, group="mailer") as stranger,
+        ):
+            first = _publish(mq, topic, 0)
+            for name, consumer in {"mailer": mailer, "audit": audit, "the temporary one": temporary}.items():
+                _take(stage, consumer, name, first)
+            silence(stranger, QUIET, "nothing was sent to the other topic")
+            assert mailer.receive(timeout=0) is None, "a group got more than one copy"
+        second = _publish(mq, topic, EACH)
+    elsewhere = stage.connect()
+    with elsewhere.consumer(topic=topic) as newcomer:
+        silence(newcomer, QUIET, "a temporary subscription begins now")
+    with elsewhere.consumer(topic=topic, group="audit") as audit:
+        _take(stage, audit, "audit, once it is back,", second)
+    _share(stage, topic, second)
+    with elsewhere.consumer(topic=topic, group="mailer") as mailer:
+        silence(mailer, QUIET, "the group has had its copies")
+    return Outcome(counts={"checked": 3 * EACH}, evidence={"copies": 7 * EACH})
+
+
+def _publish(mq: Connection, topic: str, first: int) -> list[int]:
+    numbers = list(range(first, first + EACH))
+    with mq.producer(topic=topic) as producer:
+        for number in numbers[: EACH // 2]:
+            producer.send(number, headers={"number": number})
+        failures = producer.send_many(numbers[EACH // 2 :]).failures
+    assert not failures, f"publishing failed: {failures}"
+    return numbers
+
+
+def _take(stage: Stage, consumer: Consumer, name: str, expected: list[int]) -> None:
+    came: list[int] = []
+    for number in expected:
+        delivery = receive(stage, consumer, f"copy {number} for {name}")
+        assert delivery.topic is not None, "a delivery of a topic does not say of which"
+        came.append(delivery.message.payload)
+        delivery.ack()
+    assert sorted(came) == expected, f"{name} got {came}, not {expected}"
+    silence(consumer, QUIET, f"{name} has had a copy of each")
+
+
+def _share(stage: Stage, topic: str, waiting: list[int]) -> None:
+    """Two consumers of one group share its copies: what waits for it, and what comes."""
+    one, two = stage.connect(), stage.connect()
+    with one.consumer(topic=topic, group="mailer") as first, two.consumer(topic=topic, group="mailer") as second:
+        third = _publish(one, topic, 2 * EACH)
+        came: list[int] = []
+        pair = (first, second)
+        end = time.monotonic() + stage.seconds(PATIENCE)
+        while len(came) < len(waiting) + len(third):
+            assert time.monotonic() < end, f"{len(came)} copies came for the two mailers, then none"
+            for consumer in pair:  # either may have fetched the next one
+                for delivery in consumer.receive_many(EACH, timeout=0.02):
+                    came.append(delivery.message.payload)
+                    delivery.ack()
+        assert sorted(came) == sorted(waiting + third), f"the two of one group together got {sorted(came)}"
+        for consumer in pair:
+            silence(consumer, QUIET, "the group has had a copy of each")
