@@ -1,0 +1,1 @@
+"""mqlayer beside its peers, interleaved in one run: ``python -m benchmarks``. See README.md here."""
