@@ -11,7 +11,7 @@ from mqlayer.codec import decode
 from mqlayer.core.connecting import ConnectionCore, check_queue
 from mqlayer.core.flow import Flow, drive
 from mqlayer.driver import Ack, Extend, Forward, Nack, Outgoing, QueueOptions, Release, Trail, Verdict
-from mqlayer.engine import CLOSE_MIN, HOLDERS_TIMEOUT, Held, Holder, Line
+from mqlayer.engine import CLOSE_MIN, HOLDERS_TIMEOUT, PROCESS, Held, Holder, Line
 from mqlayer.errors import (
     AlreadySettledError,
     ArgumentError,
@@ -76,6 +76,7 @@ class ConsumerCore:
         self._confirms = connection.capabilities.confirms_acks
         self._counts = connection.engine.native.counts
         self._line: Line | None = None
+        self._generation = PROCESS.generation
         self._closed = False
 
     # --- the line ----------------------------------------------------------------------------------------------------
@@ -107,6 +108,12 @@ class ConsumerCore:
             engine.forget(line)
             raise
         self._line = line
+        self._generation = PROCESS.generation
+
+    @property
+    def _forked(self) -> bool:
+        """The line was made in another process: the connection may have been opened anew since."""
+        return self._generation != PROCESS.generation
 
     def _target(self, queue: str, stored: str | None) -> str | None:
         if not isinstance(self._dead_letter, DeadLetterChoice):
@@ -123,7 +130,7 @@ class ConsumerCore:
         line = self._line
         if self._closed or line is None:
             raise ClosedError("the consumer is closed")
-        if self.connection.engine.forked:
+        if self._forked:
             return self._reopened()
         return line
 
@@ -139,14 +146,14 @@ class ConsumerCore:
 
     def stop(self) -> None:
         """Take nothing more; what callers hold can still be settled."""
-        if self._line is not None and not self.connection.engine.forked:
+        if self._line is not None and not self._forked:
             self._line.stop()
 
     def close(self, timeout: float | None, closer: Holder) -> None:
         """Let others than *closer* settle what they hold, give back the rest, end. Again: nothing more happens."""
         connection, line = self.connection, self._line
         seconds = connection.seconds(timeout)
-        if line is not None and not connection.engine.forked and not self._closed:
+        if line is not None and not self._forked and not self._closed:
             deadline = connection.clock.monotonic() + seconds
             line.stop()
             line.wait_for_holders(closer, min(seconds, HOLDERS_TIMEOUT))
@@ -233,7 +240,7 @@ class ConsumerCore:
 
     def _check(self, line: Line, held: Held) -> None:
         of = held.incoming
-        if line is not self._line or self.connection.engine.forked:
+        if line is not self._line or self._forked:
             raise ForkedError(f"the delivery of {of.message.id} belongs to the parent process")
         if held.settled:
             raise AlreadySettledError(f"message {of.message.id} of {of.queue!r} was settled before")
