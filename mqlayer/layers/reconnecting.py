@@ -104,9 +104,13 @@ class Reconnecting:
         return self._bound.setdefault((topic, group), name)
 
     def subscribe(self, queue: str, window: int, lease: float | None, timeout: float) -> None:
+        """As the driver says. Without a connection it tries once to make one; whichever comes next, subscribes."""
         self._subscribed[queue] = (window, lease)
         try:
-            self._again(timeout, lambda session, left: session.subscribe(self._now(queue), window, lease, left))
+            if self._session is None:
+                self._try_to_connect(timeout)
+            else:
+                self._again(timeout, lambda session, left: session.subscribe(self._now(queue), window, lease, left))
         except QueueNotFoundError:
             self._subscribed.pop(queue, None)  # else no connection could be restored any more
             raise
@@ -143,12 +147,7 @@ class Reconnecting:
         session = self._session
         if session is None:
             try:
-                self._live(self._clock.monotonic() + timeout, interruptible=True)
-            except QueueNotFoundError:
-                raise
-            except MQError:
-                # Noted in ``_note``. Even refused credentials pass: a broker that is starting refuses them for a while.
-                return ()
+                self._try_to_connect(timeout)
             finally:
                 self._woken = False
             return ()  # what arrived with the subscription is there at the next call, and the caller's clock moved on
@@ -287,6 +286,16 @@ class Reconnecting:
                 self._drop(session, error)
                 if self._ended or self._clock.monotonic() >= deadline:
                     raise
+
+    def _try_to_connect(self, timeout: float) -> None:
+        """When the next attempt is due within *timeout*, make it; ``wake`` ends the wait for it."""
+        try:
+            self._live(self._clock.monotonic() + timeout, interruptible=True)
+        except QueueNotFoundError:
+            raise
+        except MQError as error:
+            # Noted in ``_note``. Even refused credentials pass: a broker that is starting refuses them for a while.
+            log.debug("not connected: %s", error)
 
     def _live(self, deadline: float, *, interruptible: bool = False) -> Session:
         """The session, connected anew if need be.

@@ -368,6 +368,19 @@ class TestReceiving:
             assert receiving.result() == ()
         assert connector.attempts == 1
 
+    def test_subscribing_without_a_broker_waits_for_one_attempt_and_can_be_woken(self) -> None:
+        late = FakeSession()
+        session, connector = reconnecting(DOWN, late, back_off=lambda attempt, random: 3600.0 * attempt)
+        session.subscribe("q", 5, None, 3600.0)
+        assert connector.attempts == 1
+        session.receive(1, 0.0)
+        assert late.windows == {"q": 5}
+        session, connector = reconnecting(DOWN, back_off=lambda attempt, random: 3600.0)
+        session.receive(1, 0.0)
+        with in_thread(lambda: session.subscribe("q", 5, None, 3600.0)):
+            session.wake()
+        assert connector.attempts == 1
+
     def test_a_session_that_comes_too_late_is_aborted(self) -> None:
         late = FakeSession()
         entered, go = threading.Event(), threading.Event()
