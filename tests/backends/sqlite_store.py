@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mqlayer.backends.sqlite import SQLiteFactory, SQLiteSession
-from mqlayer.clock import Clock, ManualClock
+from mqlayer.clock import Clock, ManualClock, SystemClock
 from mqlayer.driver import Declare, Failures, Incoming, Outgoing, QueueOptions, Session, Stats, Verdict
 from mqlayer.urls import parse_url, split_options
 
@@ -14,10 +14,10 @@ LIMIT = 30.0  # seconds for what another process or thread does
 PLAIN = QueueOptions()
 
 
-def open_session(path: Path, clock: Clock, options: str = "") -> Session:
+def open_session(path: Path, clock: Clock | None = None, options: str = "") -> Session:
     url = parse_url(f"sqlite:///{path}{options}")
     [parsed] = split_options(url.query, SQLiteFactory.options, scheme=url.scheme)
-    return SQLiteFactory(url, parsed, clock=clock).session(T, nobody)
+    return SQLiteFactory(url, parsed, clock=clock or SystemClock()).session(T, nobody)
 
 
 def nobody(when: float) -> None:
