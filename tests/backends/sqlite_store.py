@@ -1,5 +1,8 @@
 """A file of ``sqlite://`` with a clock that the test moves, and sessions on it."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -98,3 +101,13 @@ def ids(found: Sequence[Incoming]) -> list[str | None]:
 
 def failed_with(failures: Failures) -> dict[int, type]:
     return {index: type(error) for index, error in failures.items()}
+
+
+def python(script: str, *arguments: object) -> "subprocess.Popen[str]":
+    """A Python process that knows this folder's helpers."""
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )

@@ -2,15 +2,13 @@
 
 import os
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from sqlite_store import LIMIT, PLAIN, Client, Store, T, ids, open_session
+from sqlite_store import LIMIT, PLAIN, Client, Store, T, ids, open_session, python
 
 from mqlayer.backends import sqlite_session
 from mqlayer.backends.sqlite_wake import Waker
@@ -68,16 +66,6 @@ def waiting(pool: ThreadPoolExecutor, client: Client, limit: int = 1) -> Future[
     return future
 
 
-def run(script: str, *arguments: object) -> "subprocess.Popen[str]":
-    """A Python process that knows this folder's helpers."""
-    return subprocess.Popen(
-        [sys.executable, "-c", script, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
 SEND = """
 import sys
 from sqlite_store import *
@@ -104,13 +92,13 @@ class TestPokes:
         self, tmp_path: Path, pool: ThreadPoolExecutor, opened: Opener
     ) -> None:
         future = waiting(pool, opened(tmp_path / "q.db", consumes=True))
-        with run(SEND, tmp_path / "q.db") as sender:
+        with python(SEND, tmp_path / "q.db") as sender:
             assert future.result(LIMIT) == ["a"]
         assert sender.returncode == 0
 
     def test_we_wake_a_consumer_in_another_process(self, tmp_path: Path, opened: Opener) -> None:
         sender = opened(tmp_path / "q.db")
-        with run(RECEIVE, tmp_path / "q.db") as consumer:
+        with python(RECEIVE, tmp_path / "q.db") as consumer:
             assert consumer.stdout is not None
             assert consumer.stdout.readline() == "ready\n"
             assert sender.send("a") == {}
@@ -206,7 +194,7 @@ def test_a_look_at_a_file_that_did_not_change_is_not_a_query(tmp_path: Path, mon
     reader.receive()
     looked: list[str] = []
     read = reader.session._file.read
-    monkeypatch.setattr(reader.session._file, "read", lambda text, *rest: looked.append(text) or read(text, *rest))
+    monkeypatch.setattr(reader.session._file, "read", lambda text, *rest: (looked.append(text), read(text, *rest))[1])
     assert reader.receive() == []
     assert looked == ["PRAGMA data_version"]
     store.send("a")
