@@ -1,4 +1,4 @@
-"""Where the time of a variant goes, from samples of its stacks while it runs (py-spy, on-CPU samples of all threads)."""
+"""Where the time of a variant goes, from samples of its stacks while it runs (py-spy: all threads that are not asleep)."""
 
 import json
 import re

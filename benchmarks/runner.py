@@ -147,7 +147,7 @@ class Runner:
             return import_times("import mqlayer")
         count = self._count(variant)
         job = self._job(case, variant, count)
-        what = f"{count} messages, on-CPU samples of all threads"
+        what = f"{count} messages, samples of threads that were not asleep, of the whole process, filling and connecting included"
         found = sampled(command_of(variant.run, job), what, ROOT)
         if isinstance(found, Profile):
             self._place(case.place).check(case, variant, count)
