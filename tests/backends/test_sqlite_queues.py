@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlite_store import LEASE, Client, Store, T, failed_with
+from sqlite_store import LEASE, Client, Store, T, failed_with, open_session
 
 from mqlayer.backends.sqlite_model import group_queue, temporary_queue
+from mqlayer.clock import ManualClock
 from mqlayer.driver import Ack, Declare, Extend, Forward, Nack, Outgoing, QueueOptions, Release
 from mqlayer.errors import QueueNotFoundError, UnroutableError
 
@@ -176,6 +177,27 @@ def test_setting_the_wall_clock_moves_no_delay_and_no_lease(store: Store, monkey
     assert second.ids() == ["ttl"]
     store.advance(10.0)
     assert second.ids() == ["held", "late"]
+
+
+@pytest.mark.parametrize("moved", [-7200.0, 7200.0])
+def test_after_a_boot_what_was_held_comes_back_within_a_lease(store: Store, moved: float) -> None:
+    """Another clock object is another boot: its monotonic time has nothing to do with the one before."""
+    store.advance(12345.0)
+    store.send("held")
+    store.send("late", delay=5.0)
+    assert store.reader(lease=3600.0).ids() == ["held"]
+    booted = ManualClock(store.clock.time() + moved)
+    reader = Client(open_session(store.path, booted)).subscribe()
+    if moved < 0:
+        assert reader.receive() == []
+        assert reader.stats() == (0, 1, 1)
+        booted.advance(LEASE)
+        assert reader.ids() == ["held"]
+        booted.advance(-moved + 5.0 - LEASE)
+        assert reader.ids() == ["held", "late"]
+    else:
+        assert reader.ids() == ["held", "late"]
+    reader.session.close(T)
 
 
 # --- duplicates ---------------------------------------------------------------------------------------------------------
