@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 
 from mqlayer.clock import Clock
-from mqlayer.driver import Capabilities, Release, Verdict
+from mqlayer.driver import Ack, Capabilities, Release, Verdict
 from mqlayer.engine.held import Held, Holder, Holders
 from mqlayer.engine.waiting import Signal
 from mqlayer.errors import ClosedError, MQError, StaleDeliveryError
@@ -46,6 +46,7 @@ class Intake:
         self._buffered: dict[str, int] = {}
         self.holders = Holders(self.signal, clock)
         self._taken: dict[str, int] = {}
+        self._expired: list[Verdict] = []  # the broker is told at the owner's next turn
         self._suspects = 0  # taken and not settled
         self._asked = 0
         self._proven = False
@@ -64,7 +65,7 @@ class Intake:
     # --- the callers' side -------------------------------------------------------------------------------------------
 
     def take(self, limit: int, holder: Holder) -> list[Held]:
-        """Up to *limit* deliveries that are here already.
+        """Up to *limit* deliveries that are here already, without those that have expired here.
 
         Raises:
             ClosedError: the consumer is closed. MQError: what ended the consuming, once.
@@ -80,6 +81,11 @@ class Intake:
                 self._buffered[held.incoming.queue] -= 1
                 if held.stale_at <= now:
                     self._leased.discard(held)  # it lay too long: the broker has it back
+                    continue
+                expires_at = held.incoming.message.expires_at
+                if expires_at is not None and expires_at <= self._clock.time():
+                    self._leased.discard(held)
+                    self._expired.append(Ack(held.incoming))
                     continue
                 held.taken = True
                 self.holders.add(held, holder)
@@ -176,6 +182,7 @@ class Intake:
         with self.signal.condition:
             self.epoch += 1
             self._buffer.clear()
+            self._expired.clear()
             self._leased.clear()
             self._taken = dict.fromkeys(self._taken, 0)
             self._buffered = dict.fromkeys(self._buffered, 0)
@@ -218,19 +225,20 @@ class Intake:
         return sorted(self._buffer, key=lambda held: not held.suspect)[:keep]
 
     def surplus(self) -> list[Verdict]:
-        """Buffered deliveries that must not stay beside a suspect, or that nobody will take any more."""
+        """Buffered deliveries that have expired, must not stay beside a suspect, or will be taken by nobody any more."""
         with self.signal.condition:
+            expired, self._expired = self._expired, []
             if not self._alone and not self.closed:
-                return []
+                return expired
             kept = self._kept()
             if len(kept) == len(self._buffer):
-                return []
+                return expired
             gone = [held for held in self._buffer if held not in kept]
             self._buffer = deque(kept)
             for held in gone:
                 self._buffered[held.incoming.queue] -= 1
             self._leased.difference_update(gone)
-        return [Release(held.incoming) for held in gone]
+        return expired + [Release(held.incoming) for held in gone]
 
     def room(self) -> int:
         """How many deliveries to ask for: what the windows let in together.
@@ -284,7 +292,7 @@ class Intake:
         """The owner has something to change before it may sleep: a window, or a surplus."""
         with self.signal.condition:
             keep = 0 if self.closed else self._asked if self._alone else _NEVER
-            return len(self._buffer) > keep or bool(self._changes())
+            return bool(self._expired) or len(self._buffer) > keep or bool(self._changes())
 
     @property
     def renew_at(self) -> float:
