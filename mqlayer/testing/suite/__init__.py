@@ -31,7 +31,12 @@ MODULES = (
     "contract_topics",
     "contract_lifecycle",
     "contract_queues",
+    "contract_features",
+    "contract_network",
+    "contract_sharing",
+    "failsafe_kill",
     "failsafe_persist",
+    "failsafe_load",
 )
 
 

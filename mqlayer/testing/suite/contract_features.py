@@ -1,0 +1,174 @@
+"""Priority, time to live, deduplication, and copies that stay what they were: C23, C24, C37, C42."""
+
+import contextlib
+import time
+
+from mqlayer.api import Connection, Delivery
+from mqlayer.driver import HeaderValue
+from mqlayer.errors import ArgumentError
+from mqlayer.message import Message
+from mqlayer.policy import Retry
+from mqlayer.testing.stage import Stage
+from mqlayer.testing.suite.criterion import Outcome, criterion
+from mqlayer.testing.suite.deliveries import receive, receive_all, refusal, silence
+
+__all__ = [
+    "delayed_nacks_leave_the_message_intact",
+    "duplicates_within_the_window_are_dropped",
+    "expired_messages_are_never_seen",
+    "high_priorities_come_first",
+]
+
+
+@criterion("C23")
+def high_priorities_come_first(stage: Stage) -> Outcome:
+    """A backlog of priorities 0 to 9, and without one: higher first, and equal ones in the order they were sent."""
+    number = 100
+    mq = stage.connect()
+    queue = stage.queue()
+    priorities: list[int | None] = [None, *range(10)] * (number // 11 + 1)
+    stage.random.shuffle(priorities)
+    sent = list(enumerate(priorities[:number]))
+    with mq.producer(queue) as producer:
+        for n, priority in sent[: number // 2]:
+            producer.send(n, priority=priority)
+        report = producer.send_many(Message(n, priority=priority) for n, priority in sent[number // 2 :])
+        assert not report.failures, f"sends failed: {report.failures}"
+        for wrong in (-1, 10):
+            refusal(ArgumentError, lambda: producer.send(b"", priority=wrong), f"priority={wrong}")  # noqa: B023
+    deliveries = receive_all(stage, mq, queue, number)
+    came = [delivery.message.payload for delivery in deliveries]
+    by_priority = sorted(
+        sent, key=lambda one: -(one[1] or 0)
+    )  # none is as low as 0; the sort keeps equal ones in order
+    expected = [n for n, _ in by_priority]
+    order = [priorities[n] or 0 for n in came]
+    assert order == sorted(order, reverse=True), f"the priorities came as {order}"
+    assert came == expected, "messages of one priority did not come in the order they were sent"
+    for delivery in deliveries:
+        told = delivery.message.priority
+        assert told == priorities[delivery.message.payload], f"sent with {priorities[delivery.message.payload]}: {told}"
+    return Outcome(counts={"checked": number})
+
+
+@criterion("C24")
+def expired_messages_are_never_seen(stage: Stage) -> Outcome:
+    """Expired in the queue, in a consumer's buffer, or while delayed: never handed over; what lives on is."""
+    mq = stage.connect()
+    queue, buffered = stage.queue("waiting"), stage.queue("buffered")
+    each, ttl = 10, 1.0
+    with mq.producer(queue) as producer, mq.producer(buffered) as other, mq.consumer(buffered, prefetch=50) as consumer:
+        for wrong in (0.0, -1.0):
+            refusal(ArgumentError, lambda: producer.send(b"", ttl=wrong), f"ttl={wrong}")  # noqa: B023
+        refusal(ArgumentError, lambda: producer.send(b"", ttl=1.0, delay=1.0), "a ttl that ends before its delay does")
+        other.send("opens the window")
+        receive(stage, consumer).ack()
+        for place in (producer, other):
+            for n in range(each):
+                place.send(f"mortal {n}", ttl=ttl)
+                place.send(f"living {n}", ttl=60.0)
+                place.send(f"plain {n}")
+        sent_at = time.monotonic()
+        soon = stage.queue("soon")
+        with mq.producer(soon) as in_time:  # not dropped before its time, either
+            in_time.send("in time", ttl=30.0)
+            assert receive_all(stage, mq, soon, 1)[0].message.payload == "in time"
+        stage.wait_until(lambda: time.monotonic() > sent_at + ttl + 0.1, "the time to live is over", timeout=ttl + 5.0)
+        expected = sorted([f"living {n}" for n in range(each)] + [f"plain {n}" for n in range(each)])
+        came = []
+        for _ in expected:
+            delivery = receive(stage, consumer, "what lives on")
+            came.append(delivery.message.payload)
+            delivery.ack()
+        silence(consumer, 0.3, "all else has expired")
+    assert sorted(came) == expected, f"out of a buffer came {sorted(set(came) - set(expected))}"
+    came = sorted(delivery.message.payload for delivery in receive_all(stage, mq, queue, len(expected)))
+    assert came == expected, f"out of the queue came {sorted(set(came) - set(expected))}"
+    return Outcome(counts={"checked": 6 * each}, evidence={"expired": 2 * each})
+
+
+@criterion("C37")
+def duplicates_within_the_window_are_dropped(stage: Stage) -> Outcome:
+    """The same ``dedup_id`` again, from whomever, before or after the first was handled: once. Others, and none: each."""
+    mq = stage.connect()
+    queue, another = stage.queue(), stage.queue("another")
+    with mq.producer(queue) as producer:
+        ids = [producer.send(n, dedup_id=f"d-{n % 5}") for n in range(10)]
+        assert len(set(ids)) == 10, "messages of one dedup_id got one id"
+        report = producer.send_many(
+            [Message("batch", dedup_id="d-b"), Message("again", dedup_id="d-b"), "none", "none"]
+        )
+        assert not report.failures, f"a duplicate is no failure: {report.failures}"
+        _again(stage.connect(), queue)
+        came = [delivery.message for delivery in receive_all(stage, mq, queue, 8)]
+        assert [message.payload for message in came[:5]] == list(range(5)), "of each dedup_id not the first came"
+        assert sorted(str(message.payload) for message in came[5:]) == ["batch", "none", "none"], f"{came[5:]} came"
+        assert came[0].dedup_id in (None, "d-0"), f"the dedup_id came as {came[0].dedup_id!r}"
+        _again(mq, queue)  # handled by now, and still within the window
+        stage.assert_empty(mq, queue)
+    with mq.producer(another) as producer:
+        producer.send("another queue", dedup_id="d-0")
+        receive_all(stage, mq, another, 1)
+    _redelivered(stage, mq)
+    return Outcome(counts={"checked": 20}, evidence={"window": stage.capabilities.dedup_window})
+
+
+def _again(mq: Connection, queue: str) -> None:
+    with mq.producer(queue) as producer:
+        for n in range(5):
+            producer.send("a duplicate", dedup_id=f"d-{n}")
+
+
+def _redelivered(stage: Stage, mq: Connection) -> None:
+    """A message that is given back is no duplicate of itself."""
+    queue = stage.queue("given-back")
+    with mq.producer(queue) as producer, mq.consumer(queue) as consumer:
+        producer.send("nacked", dedup_id="d-n")
+        receive(stage, consumer).nack()
+        receive(stage, consumer, "a nacked message with a dedup_id").nack(delay=0.1)
+        receive(stage, consumer, "one that was nacked with a delay").ack()
+
+
+class _HandlerFailed(Exception):
+    pass
+
+
+def _fail(delivery: Delivery) -> None:
+    with contextlib.suppress(_HandlerFailed), delivery:
+        raise _HandlerFailed("as the test ordered")
+
+
+@criterion("C42")
+def delayed_nacks_leave_the_message_intact(stage: Stage) -> Outcome:
+    """Ten delayed nacks, by hand and by failing: it still comes, each time the same, and nothing of the broker's with it."""
+    mq = stage.connect()
+    queue = stage.queue()
+    times, delay = 10, 0.1
+    headers: dict[str, HeaderValue] = {"tenant": "pbs", "n": 1, "raw": b"\x00\xff", "none": None, "x-request-id": "r-1"}
+    counts: list[int] = []
+    names: set[str] = set()
+    retry = Retry(attempts_max=20, delay=delay, factor=1.0, jitter=0.0)
+    with mq.producer(queue) as producer, mq.consumer(queue, retry=retry) as consumer:
+        id = producer.send({"id": 42}, headers=headers, correlation_id="c-1", reply_to="answers")
+        for time_ in range(times + 1):
+            delivery = receive(stage, consumer, f"the message after {time_} nacks")
+            message = delivery.message
+            assert message.id == id, f"after {time_} nacks the id is {message.id}"
+            assert message.payload == {"id": 42}, f"after {time_} nacks the payload is {message.payload}"
+            came = dict(message.headers)
+            assert came == headers, f"after {time_} nacks the headers are {came}"
+            texts = (message.correlation_id, message.reply_to, message.content_type, message.dead_letter_reason)
+            assert texts == ("c-1", "answers", "application/json", None), f"after {time_} nacks: {texts}"
+            assert message.failures == time_, f"after {time_} nacks it counts {message.failures} failures"
+            names |= came.keys()
+            counts.append(delivery.delivery_count)
+            if time_ == times:
+                delivery.ack()
+            elif time_ % 2:
+                delivery.nack(delay=delay)
+            else:
+                _fail(delivery)
+        silence(consumer, delay * 3, "it was acked")
+    assert counts == list(range(1, times + 2)), f"its counts were {counts}"
+    stage.assert_empty(mq, queue)
+    return Outcome(counts={"checked": times + 1}, evidence={"counts": counts, "headers": sorted(names)})
