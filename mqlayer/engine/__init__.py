@@ -2,9 +2,9 @@
 
 from mqlayer.engine.engine import CLOSE_MIN, HOLDERS_TIMEOUT, Engine
 from mqlayer.engine.held import Held, Holder
-from mqlayer.engine.line import Line
 from mqlayer.engine.parcel import GRACE, Parcel, Tally, Target, no_room, no_word
 from mqlayer.engine.process import PROCESS
+from mqlayer.engine.protocol import Line
 from mqlayer.engine.waiting import Signal
 
 __all__ = [

@@ -15,8 +15,9 @@ from mqlayer.driver import Counts, Session
 from mqlayer.engine.held import Holder
 from mqlayer.engine.inline import InlineLine
 from mqlayer.engine.intake import Intake
-from mqlayer.engine.line import Line, ThreadLine
+from mqlayer.engine.line import ThreadLine
 from mqlayer.engine.process import PROCESS
+from mqlayer.engine.protocol import Line
 from mqlayer.errors import ClosedError, ForkedError, MQError
 from mqlayer.layers.emulated import Emulated, emulated_capabilities, native_capabilities
 from mqlayer.layers.observed import Observations, Observed

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from mqlayer.clock import Clock
 from mqlayer.driver import Capabilities, Extend, Incoming, Outgoing, Session, Support, Verdict
@@ -18,6 +18,7 @@ from mqlayer.engine.held import Held, Holder
 from mqlayer.engine.intake import Intake
 from mqlayer.engine.outbox import Outbox
 from mqlayer.engine.parcel import GRACE, Parcel, Target, no_room, no_word
+from mqlayer.engine.process import PROCESS
 from mqlayer.engine.settlements import Settlement, Settlements
 from mqlayer.engine.waiting import Signal
 from mqlayer.engine.watch import Watch
@@ -31,60 +32,13 @@ from mqlayer.errors import (
 )
 from mqlayer.layers.observed import Observations
 
-__all__ = ["Line", "ThreadLine"]
+__all__ = ["ThreadLine"]
 
 IDLE = 1.0  #: seconds between two turns of an idle line
 REST = 0.5  #: seconds without a turn after an error, unless there is something to do
 
 T = TypeVar("T")
 log = logging.getLogger("mqlayer")
-
-
-class Line(Protocol):
-    """What the public API needs of a connection, whether a thread owns it or the caller's own does the work."""
-
-    @property
-    def inline(self) -> bool:
-        """Calls are done at once, in the caller's thread: futures come finished."""
-        ...
-
-    @property
-    def seen(self) -> Observations: ...
-    @property
-    def room(self) -> Signal:
-        """Notified when ``submit`` may have room again."""
-        ...
-
-    @property
-    def arrivals(self) -> Signal:
-        """Notified when ``take`` may find something, or will raise."""
-        ...
-
-    @property
-    def proven(self) -> bool:
-        """Deliveries may run side by side."""
-        ...
-
-    @property
-    def load(self) -> tuple[int, int]:
-        """Deliveries that wait here for a caller, and that callers hold."""
-        ...
-
-    def send(self, target: Target, outgoing: Outgoing, deadline: float) -> None: ...
-    def submit(self, parcel: Parcel) -> bool: ...
-    def await_fate(self, parcel: Parcel) -> None: ...
-    def withdraw(self, parcel: Parcel) -> None: ...
-    def call(self, call: Callable[[Session, float], T], timeout: float) -> "Future[T]": ...
-    def consume(self, queue: str) -> None: ...
-    def take(self, limit: int, holder: Holder) -> list[Held]: ...
-    def look(self) -> "Future[None]": ...
-    def ask(self, change: int) -> None: ...
-    def check(self, held: Held) -> None: ...
-    def settle(self, held: Held, verdict: Verdict, *, give_back: bool = False) -> "Future[None]": ...
-    def settle_later(self, held: Held, verdict: Verdict) -> None: ...
-    def stop(self) -> None: ...
-    def wait_for_holders(self, closer: Holder, timeout: float) -> None: ...
-    def close(self, timeout: float) -> None: ...
 
 
 class _Call:
@@ -139,6 +93,7 @@ class ThreadLine:
         self._broken: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._start = threading.Lock()
+        self.turning = threading.Lock()  # held by the owner during each turn: a fork waits for its end
         self._rest = threading.Condition()
 
     # --- callers: sending --------------------------------------------------------------------------------------------
@@ -333,12 +288,17 @@ class ThreadLine:
             with self._start:
                 if self._thread is None and (self._pending() or not self._closing):
                     self._thread = threading.Thread(target=self._run, name=f"mqlayer {self._name}", daemon=True)
+                    PROCESS.add(self)
                     self._thread.start()
         elif self._idle:
             self._idle = False
-            self._session.wake()
-            with self._rest:
-                self._rest.notify_all()
+            self.wake()
+
+    def wake(self) -> None:
+        """Have the owner end its wait for deliveries."""
+        self._session.wake()
+        with self._rest:
+            self._rest.notify_all()
 
     def _pending(self) -> bool:
         return bool(self._outbox or self._settlements or self._calls)
@@ -348,8 +308,11 @@ class ThreadLine:
     def _run(self) -> None:
         error: BaseException = ClosedError(f"{self._name} is closed")
         try:
-            while self._turn():
-                pass
+            going_on = True
+            while going_on:
+                PROCESS.let_forks_pass()
+                with self.turning:
+                    going_on = self._turn()
         except BaseException as exc:  # a defect: whoever waits must hear of it, then it goes its way
             log.exception("%s ended", self._name)
             error = self._broken = exc
