@@ -12,6 +12,7 @@ import mqlayer
 from mqlayer import aio
 from mqlayer.errors import ClosedError
 
+PATIENCE = 60.0  #: seconds after which a call that does not return fails its test
 WRAPPED = (aio.Connection, aio.Producer, aio.Consumer, aio.Delivery)
 
 
@@ -49,7 +50,7 @@ class Async:
                 result = await result
             return self._bridged(result) if isinstance(result, asyncio.Future) else result
 
-        return self._wrapped(asyncio.run_coroutine_threadsafe(go(), self.loop).result())
+        return self._wrapped(asyncio.run_coroutine_threadsafe(go(), self.loop).result(PATIENCE))
 
     def _bridged(self, inner: "asyncio.Future[Any]") -> "Future[Any]":
         outer: Future[Any] = Future()
