@@ -8,18 +8,16 @@
 {'id': 42}
 """
 
-from mqlayer import errors
-from mqlayer.driver import Capabilities, HeaderValue, Stats, Support
-from mqlayer.errors import MQError
-from mqlayer.message import Message, ReceivedMessage
-from mqlayer.needs import Needs
-from mqlayer.policy import Retry
-from mqlayer.registry import register_backend, schemes
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from mqlayer import aio
+    from mqlayer import aio, errors
     from mqlayer.api import Connection, Consumer, Delivery, Producer, connect
+    from mqlayer.driver import Capabilities, HeaderValue, Stats, Support
+    from mqlayer.errors import MQError
+    from mqlayer.message import Message, ReceivedMessage
+    from mqlayer.needs import Needs
+    from mqlayer.policy import Retry
+    from mqlayer.registry import register_backend, schemes
     from mqlayer.worker import run
 
 __all__ = [
@@ -47,23 +45,38 @@ __all__ = [
 __version__ = "0.1.0"
 
 _LATER = {
-    "Connection": "mqlayer.api",
-    "Consumer": "mqlayer.api",
-    "Delivery": "mqlayer.api",
-    "Producer": "mqlayer.api",
-    "connect": "mqlayer.api",
-    "run": "mqlayer.worker",
+    "Capabilities": "driver",
+    "Connection": "api",
+    "Consumer": "api",
+    "Delivery": "api",
+    "HeaderValue": "driver",
+    "MQError": "errors",
+    "Message": "message",
+    "Needs": "needs",
+    "Producer": "api",
+    "ReceivedMessage": "message",
+    "Retry": "policy",
+    "Stats": "driver",
+    "Support": "driver",
+    "connect": "api",
+    "register_backend": "registry",
+    "run": "worker",
+    "schemes": "registry",
 }
 
 
 def __getattr__(name: str) -> object:
-    # What needs threads and futures is imported on first use, so that importing mqlayer costs next to nothing.
+    # Each name is imported on first use, so that importing mqlayer costs next to nothing.
     from importlib import import_module
 
-    if name == "aio":
-        return import_module("mqlayer.aio")
+    if name in ("aio", "errors"):
+        return import_module(f"mqlayer.{name}")
     if name in _LATER:
-        value = getattr(import_module(_LATER[name]), name)
+        value = getattr(import_module(f"mqlayer.{_LATER[name]}"), name)
         globals()[name] = value
         return value
     raise AttributeError(f"module 'mqlayer' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -9,6 +9,7 @@ import base64
 import datetime
 import functools
 import json
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -45,6 +46,7 @@ _TRAIL: dict[str, type] = {
     "reason": str,
     "deliveries": int,
 }
+_NEVER_NULL = frozenset({str, int, bool, type(None)})  #: what JSON's null stands for truly, or never
 _NAMES = {field: RESERVED + field.replace("_", "-") for field in (*_FIELDS, *_TRAIL)}
 _BY_NAME = {name: field for field, name in _NAMES.items()}
 
@@ -175,6 +177,8 @@ def from_headers(headers: Mapping[str, object], message: Outgoing, *, text_only:
         fields["headers"] = users
     if trail:
         fields["trail"] = Trail(**trail)
+    if len(fields) == 1 and users:  # by far the most common; a tenth of the price of _replace
+        return tuple.__new__(Outgoing, (message.id, message.body, users, *message[3:]))
     return message._replace(**fields) if fields else message
 
 
@@ -316,10 +320,28 @@ def _msgspec_json() -> _Json:
             body = fast(value)
         except (TypeError, OverflowError):  # subclasses of str and int, some keys: the standard library knows them
             return exact(value)
-        # msgspec writes NaN and infinity as null; where a null stands, the standard library looks again and refuses them
-        return exact(value) if b"null" in body else body
+        # msgspec writes NaN and infinity as null; where a null may be one of them, the standard library refuses it
+        return exact(value) if b"null" in body and not _finite(value) else body
 
     return _Json(encode, msgspec.json.Decoder().decode)
+
+
+def _finite(value: Any) -> bool:
+    """No NaN and no infinity is in *value*; False also where that cannot be told at a glance."""
+    open_ones = [value]
+    while open_ones:
+        one = open_ones.pop()
+        kind = type(one)
+        if kind is dict:
+            open_ones.extend(one.values())
+        elif kind is list or kind is tuple:
+            open_ones.extend(one)
+        elif kind is float:
+            if not math.isfinite(one):
+                return False
+        elif kind not in _NEVER_NULL:
+            return False
+    return True
 
 
 def _plain(value: Any) -> Any:

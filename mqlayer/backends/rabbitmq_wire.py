@@ -5,6 +5,7 @@ headers. pika cannot write a float into a header table and cuts one that it read
 text beside ``mq-types``.
 """
 
+import hashlib
 import math
 from bisect import bisect_left
 from collections.abc import Iterable
@@ -38,9 +39,13 @@ __all__ = [
 ]
 
 NAME_MAX_BYTES = 255  #: an AMQP short string: names, ids and the other properties
+PLAIN_MEMORY_BYTES = (
+    40  #: of a queue's name that stands in its memory_exchange's; a longer one would fill the complaint
+)
 EXPIRATION_MAX_MS = 2**32 - 1  #: the longest expiration; what lives longer expires by its mq-expires-at alone
-NATIVE = frozenset({"id", "content_type", "correlation_id", "reply_to", "priority"})
-NATIVE_TIME = NATIVE | {"sent_at"}  #: … where sent_at is what the property can hold, a whole second
+# The timestamp has whole seconds, and sent_at loses its fraction: a header for that would cost the broker a quarter of its
+# throughput.
+NATIVE = frozenset({"id", "content_type", "correlation_id", "reply_to", "priority", "sent_at"})
 
 # Written or interpreted by RabbitMQ and its plugins. A user may not set them, and a copy of what was received must not
 # carry them: one that keeps x-death is dropped silently on its second way round, one that keeps CC is routed again.
@@ -77,13 +82,11 @@ def to_properties(message: Outgoing, now: float) -> BasicProperties:
         RefusedError: an id or another property is longer than 255 bytes.
     """
     sent_at = None if message.sent_at is None else int(message.sent_at)
-    native = NATIVE_TIME if sent_at == message.sent_at else NATIVE
-    headers: dict[str, Any] = dict(to_headers(_text_floats(message), native=native, text_only=True))
+    headers: dict[str, Any] = dict(to_headers(_text_floats(message), native=NATIVE, text_only=True))
     for name, value in message.headers.items():
+        checked = _checked(name, value)
         if type(value) is not float:
-            headers[name] = _checked(name, value)
-        elif _is_reserved(name):
-            raise HeaderError(f"header {name!r} is RabbitMQ's own", message_id=message.id)
+            headers[name] = checked
     for field in ("id", "content_type", "correlation_id", "reply_to"):
         text = getattr(message, field)
         if text is not None and _is_long(text):
@@ -143,9 +146,14 @@ def _checked(name: str, value: HeaderValue) -> HeaderValue:
         raise HeaderError(f"the header name {name[:40]!r}… is longer than {NAME_MAX_BYTES} bytes")
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise HeaderError(f"header {name!r}: an int of RabbitMQ has 64 bits")
-    if isinstance(value, float):  # a subclass: as text it would come back as a plain float
+    if isinstance(value, float) and type(value) is not float:  # a subclass: as text it would come back as a plain float
         raise HeaderError(f"header {name!r}: a value is a plain float, not {type(value).__name__}")
     return value
+
+
+def _is_text(name: str) -> bool:
+    """Without half a surrogate pair, which has no UTF-8."""
+    return name.isascii() or name.encode(errors="replace").decode() == name
 
 
 def _is_long(text: str) -> bool:
@@ -187,7 +195,7 @@ def check_queue(name: str) -> str:
     Raises:
         ArgumentError: it is empty, longer than 255 bytes, or begins with ``amq.``, which the broker keeps for itself.
     """
-    if not name or name.startswith("amq.") or len(name.encode()) > NAME_MAX_BYTES:
+    if not name or name.startswith("amq.") or len(name.encode(errors="replace")) > NAME_MAX_BYTES or not _is_text(name):
         raise ArgumentError(
             f"a RabbitMQ queue has a name of 1 to {NAME_MAX_BYTES} bytes that does not begin with 'amq.', not {name[:80]!r}"
         )
@@ -223,21 +231,27 @@ def group_queue(topic: str, group: str) -> str:
 
 def memory_exchange(queue: str) -> str:
     """The exchange that remembers a queue's dead-letter queue: see ``remembered_dead_letter``."""
-    return _short(f"mq.dead-letter.{queue}", queue)
+    if len(queue.encode()) <= PLAIN_MEMORY_BYTES:
+        return f"mq.dead-letter.{queue}"
+    return f"mq.dead-letter-of.{hashlib.sha256(queue.encode()).hexdigest()[:24]}"
 
 
-def remembered_dead_letter(complaint: str) -> str | None:
-    """The dead-letter queue that RabbitMQ's complaint about ``memory_exchange`` names; None if it does not.
+def remembered_dead_letter(complaint: str, asked: str) -> str | None:
+    """The dead-letter queue that RabbitMQ's complaint names when *asked* was declared for ``memory_exchange``.
 
     A queue has no argument for it that would do no harm. An exchange has one, its alternate exchange, which is kept,
-    compared and, when it differs from a declared one, told.
+    compared and, when it differs from a declared one, told. None: there is none, or its name was cut off; a complaint has
+    255 bytes.
     """
-    _, found, value = complaint.partition(" but current is ")
+    _, _, rest = complaint.partition(asked)
+    _, found, value = rest.partition(" but current is ")
     value = value.removeprefix("the value ").rstrip('"').removesuffix(" of type 'longstr'")
     return value[1:-1] if found and len(value) > 2 and value[0] == value[-1] == "'" else None
 
 
 def _short(name: str, whose: str) -> str:
+    if not _is_text(name):
+        raise ArgumentError(f"{whose[:80]!r} is not valid Unicode")
     if len(name.encode()) > NAME_MAX_BYTES:
         raise ArgumentError(f"{whose[:80]!r} is too long a name: RabbitMQ takes {NAME_MAX_BYTES} bytes in all")
     return name
