@@ -108,6 +108,8 @@ class ConnectionCore:
         yield self.call(lambda session, left: session.declare(queue, options, Declare.COMPARE, left), timeout)
         if temporary:
             self._temporary.add(queue)
+        if dead_letter is not None:
+            yield self.ensure(dead_letter, timeout)
 
     def ensure(self, queue: str, timeout: float | None) -> "Future[QueueOptions]":
         """Make sure that a queue exists, as far as the URL allows; with its stored options."""

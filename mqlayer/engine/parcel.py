@@ -9,7 +9,15 @@ from typing import TypeVar
 from mqlayer.clock import Clock
 from mqlayer.driver import Outgoing
 from mqlayer.engine.waiting import Signal
-from mqlayer.errors import MQError, NotSentError, OutcomeUnknownError, SendError, SendTimeoutError
+from mqlayer.errors import (
+    MQError,
+    NotSentError,
+    OutcomeUnknownError,
+    RefusedError,
+    SendError,
+    SendTimeoutError,
+    UsageError,
+)
 
 __all__ = [
     "GRACE",
@@ -144,6 +152,9 @@ def final(error: MQError, parcel: Parcel) -> SendError:
         result.__cause__ = error
     elif isinstance(error, SendError):
         result = error
+    elif isinstance(error, UsageError):  # no later attempt would fare better
+        result = RefusedError(f"the message to {parcel.target[1]!r} was refused: {error}")
+        result.__cause__ = error
     else:
         result = NotSentError(f"the message to {parcel.target[1]!r} was not sent: {error}")
         result.__cause__ = error
