@@ -232,6 +232,6 @@ def _place(incoming: Incoming) -> str:
 def _delayed(outgoing: Outgoing, delay: float, longest: float | None, now: float) -> Outgoing:
     broker_delay, not_before = split_delay(delay, longest, now)
     trail = outgoing.trail
-    if not_before != trail.not_before:
+    if not_before is not None:  # else the copy may be one hop of a longer delay, and knows its end already
         trail = trail._replace(not_before=not_before)
     return outgoing._replace(delay=broker_delay, trail=trail)
