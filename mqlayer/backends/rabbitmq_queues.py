@@ -22,6 +22,7 @@ from mqlayer.backends.rabbitmq_wire import (
 )
 from mqlayer.driver import Declare, Outgoing, QueueOptions, Stats
 from mqlayer.errors import (
+    ArgumentError,
     MQError,
     NotSentError,
     QueueMismatchError,
@@ -222,16 +223,16 @@ class Queues:
             self._ask(lambda c, done: c.exchange_declare(exchange, passive=True, callback=done), deadline)
         except QueueNotFoundError:
             return None
-        arguments = {"alternate-exchange": f"not {secrets.token_hex(8)}"}
+        asked = f"not {secrets.token_hex(8)}"
         try:
             self._ask(
                 lambda c, done: c.exchange_declare(
-                    exchange, "fanout", durable=True, arguments=arguments, callback=done
+                    exchange, "fanout", durable=True, arguments={"alternate-exchange": asked}, callback=done
                 ),
                 deadline,
             )
         except QueueMismatchError as exc:
-            return remembered_dead_letter(str(exc))
+            return remembered_dead_letter(str(exc), asked)
         return None
 
     def _remember_dead_letter(self, queue: str, dead_letter: str | None, found: bool, deadline: float) -> None:
@@ -252,6 +253,11 @@ class Queues:
                 ),
                 deadline,
             )
+            if (
+                self._dead_letter(queue, deadline) != dead_letter
+            ):  # RabbitMQ keeps it, but cannot tell it in its 255 bytes
+                self._ask(lambda c, done: c.exchange_delete(exchange, callback=done), deadline)
+                raise ArgumentError(f"RabbitMQ cannot remember so long a name of a dead-letter queue: {dead_letter!r}")
 
 
 def unsent(message: Outgoing, cause: MQError) -> MQError:

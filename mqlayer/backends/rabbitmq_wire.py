@@ -39,9 +39,7 @@ __all__ = [
 ]
 
 NAME_MAX_BYTES = 255  #: an AMQP short string: names, ids and the other properties
-PLAIN_MEMORY_BYTES = (
-    40  #: of a queue's name that stands in its memory_exchange's; a longer one would fill the complaint
-)
+PLAIN_MEMORY_BYTES = 40  #: of a queue's name that stands in its memory_exchange's; a longer one fills the complaint
 EXPIRATION_MAX_MS = 2**32 - 1  #: the longest expiration; what lives longer expires by its mq-expires-at alone
 # The timestamp has whole seconds, and sent_at loses its fraction: a header for that would cost the broker a quarter of its
 # throughput.
