@@ -42,8 +42,7 @@ class Bridge:
 
     def awaitable(self, future: "Future[T]") -> "asyncio.Future[T]":
         """An asyncio future that ends as *future* does."""
-        if asyncio.get_running_loop() is not self._loop:
-            raise UsageError("a connection belongs to the event loop in which it was made; connect in this one")
+        self._check_loop()
         waiter: asyncio.Future[T] = self._loop.create_future()
 
         def done(finished: "Future[T]") -> None:
@@ -55,12 +54,17 @@ class Bridge:
             future.add_done_callback(done)
         return waiter
 
+    def _check_loop(self) -> None:
+        if asyncio.get_running_loop() is not self._loop:
+            raise UsageError("a connection belongs to the event loop in which it was made; connect in this one")
+
     async def answer(self, future: "Future[T]", timeout: float) -> T:
         """The result of *future*.
 
         Raises:
             RequestTimeoutError: there was none within *timeout* seconds.
         """
+        self._check_loop()
         if future.done():
             return future.result()
         try:
@@ -119,6 +123,7 @@ class Bridge:
 
     async def change(self, signal: Signal, version: int, timeout: float | None) -> None:
         """Until *signal* is notified, something is due, the clock jumps, or for *timeout* seconds."""
+        self._check_loop()
         waiter: asyncio.Future[None] = self._loop.create_future()
 
         def wake() -> None:
