@@ -50,6 +50,7 @@ class Queues:
         self._unsafe: dict[
             str, float
         ] = {}  #: queues created here → when they would survive a kill, in monotonic seconds
+        self._temporary: set[str] = set()  #: queues that go with this session
         self._known: set[str] = set()  #: exchanges and delay queues that this session has seen
 
     # --- queues -------------------------------------------------------------------------------------------------------
@@ -83,6 +84,7 @@ class Queues:
         if group is None:
             queue = f"mq.temporary.{secrets.token_hex(12)}"
             self._ask(lambda c, done: c.queue_declare(queue, exclusive=True, auto_delete=True, callback=done), deadline)
+            self._temporary.add(queue)
         else:
             queue = group_queue(topic, group)
             if not self._exists(queue, deadline):
@@ -200,19 +202,34 @@ class Queues:
         return exchange
 
     def is_single(self, queue: str, deadline: float) -> bool:
-        """Whether the queue lets one consumer at a time be active: found by asking for it to be so."""
-        return self._differs(queue, QueueOptions(ordered=True), deadline) is None
+        """Whether the queue lets only one consumer at a time be active. Where RabbitMQ does not let us know, it may be so.
 
-    def _differs(self, queue: str, options: QueueOptions, deadline: float) -> str | None:
-        """What RabbitMQ says against the queue's having these options; None: it has them."""
-        arguments = queue_arguments(self._queue_type, options)
+        Nothing tells a queue's arguments but the complaint about a declare that differs in one of them.
+        """
+        if queue in self._temporary:
+            return False
+        other = "classic" if self._queue_type == "quorum" else "quorum"
+        ours = [queue_arguments(kind, QueueOptions()) for kind in (self._queue_type, other)]
+        for arguments in (*ours, {}, {"x-queue-type": "quorum"}):  # the last two: as other clients make them
+            complaint = self._complaint(queue, arguments, deadline)
+            if "inequivalent arg 'x-expires'" in complaint:
+                temporary = queue_arguments(self._queue_type, QueueOptions(temporary=True))["x-expires"]
+                complaint = self._complaint(queue, {**arguments, "x-expires": temporary}, deadline)
+            if "inequivalent arg 'x-single-active-consumer'" in complaint:
+                return True
+            if not complaint:
+                return False
+        return True
+
+    def _complaint(self, queue: str, arguments: dict[str, Any], deadline: float) -> str:
+        """What RabbitMQ says against the queue's having these arguments; empty: it has them."""
         try:
             self._ask(
                 lambda c, done: c.queue_declare(queue, durable=True, arguments=arguments, callback=done), deadline
             )
         except QueueMismatchError as exc:
             return str(exc)
-        return None
+        return ""
 
     # --- the dead-letter queue that a queue remembers -----------------------------------------------------------------
 
