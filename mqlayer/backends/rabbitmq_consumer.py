@@ -122,6 +122,7 @@ class Consumer:
         """No more deliveries of *queue*; those that nobody asked for go back.
 
         Where going back counts as a delivery they stay for ``receive`` instead, so that a copy can go back in their place.
+        What a quorum queue hands over at the very moment of the cancel never arrives: the broker takes it back, counted.
         """
         subscription = self._subscriptions.get(queue)
         if subscription is None or self._lane is None:
