@@ -34,6 +34,7 @@ MODULES = (
     "contract_features",
     "contract_network",
     "contract_sharing",
+    "contract_model",
     "failsafe_kill",
     "failsafe_persist",
     "failsafe_load",
