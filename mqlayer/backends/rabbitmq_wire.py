@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 NAME_MAX_BYTES = 255  #: an AMQP short string: names, ids and the other properties
-PLAIN_MEMORY_BYTES = 40  #: of a queue's name that stands in its memory_exchange's; a longer one fills the complaint
+PLAIN_MEMORY_BYTES = 20  #: of a queue's name that stands in its memory_exchange's; a longer one fills the complaint
 EXPIRATION_MAX_MS = 2**32 - 1  #: the longest expiration; what lives longer expires by its mq-expires-at alone
 # The timestamp has whole seconds, and sent_at loses its fraction: a header for that would cost the broker a quarter of its
 # throughput.
@@ -231,7 +231,7 @@ def memory_exchange(queue: str) -> str:
     """The exchange that remembers a queue's dead-letter queue: see ``remembered_dead_letter``."""
     if len(queue.encode()) <= PLAIN_MEMORY_BYTES:
         return f"mq.dead-letter.{queue}"
-    return f"mq.dead-letter-of.{hashlib.sha256(queue.encode()).hexdigest()[:24]}"
+    return f"mq.dead-letter-of.{hashlib.sha256(queue.encode()).hexdigest()[:16]}"
 
 
 def remembered_dead_letter(complaint: str, asked: str) -> str | None:
