@@ -4,6 +4,7 @@ What a transaction does here is remembered only when the caller says that it was
 """
 
 import itertools
+import math
 import secrets
 import sqlite3
 from collections import deque
@@ -19,15 +20,21 @@ from mqlayer.errors import MQError, StaleDeliveryError, UnroutableError
 __all__ = ["Claims", "Settled", "Subscription", "Taken"]
 
 
+TIDY_EVERY = (
+    0.01  #: seconds by which a delay may end late in a busy loop; a look for what is due costs as much as a claim
+)
+
+
 class Subscription:
     """A queue that the session consumes: at most *window* deliveries at a time, each for *lease* seconds."""
 
-    __slots__ = ("id", "lease", "name", "ordered", "temporary", "window")
+    __slots__ = ("id", "lease", "name", "ordered", "temporary", "tidy_at", "window")
 
     def __init__(self, name: str, queue: Queue, window: int, lease: float) -> None:
         self.name = name
         self.window = window
         self.lease = lease
+        self.tidy_at = 0.0  # beside a settlement, what falls due is looked for no sooner
         self.found(queue.id, queue.options.temporary, queue.options.ordered)
 
     def found(self, number: int, temporary: bool, ordered: bool) -> None:
@@ -70,20 +77,34 @@ class Claims:
 
     # --- claiming ----------------------------------------------------------------------------------------------------
 
-    def take(
-        self, connection: sqlite3.Connection, limit: float, now: float, gone: Collection[Token] = ()
+    def take(self, connection: sqlite3.Connection, limit: float, now: float) -> list[Taken]:
+        """Claim what the windows have room for, at most *limit*."""
+        return self._take(connection, limit, now, (), hungry=True)
+
+    def take_more(self, connection: sqlite3.Connection, now: float, done: "Settled", *, hungry: bool) -> list[Taken]:
+        """Beside a settlement: claim what there is room for now, for the next who asks.
+
+        For a caller who has enough (not *hungry*) it is not worth the work before half of the window is free.
+        """
+        return self._take(connection, math.inf, now, done.gone, hungry=hungry) if done.asks_for_more else []
+
+    def _take(
+        self, connection: sqlite3.Connection, limit: float, now: float, gone: Collection[Token], *, hungry: bool
     ) -> list[Taken]:
-        """Claim what the windows have room for, at most *limit*. *gone* are deliveries settled in this transaction."""
         taken: list[Taken] = []
         claim = next(self._numbers)
         for subscription in self._in_turn():
             freed = sum(1 for token in gone if token[0] == subscription.id)
             room = int(min(self.room(subscription, now) + freed, limit - len(taken)))
-            if room <= 0:
+            if room <= 0 or not (hungry or 2 * room >= subscription.window):
                 continue
             until = now + subscription.lease
             if subscription.ordered and not self._activate(connection, subscription.id, until, now):
                 continue
+            if not gone or now >= subscription.tidy_at:
+                subscription.tidy_at = now + TIDY_EVERY
+                model.promote(connection, subscription.id, now)
+                model.expire(connection, subscription.id, now, model.SWEEP_MAX)
             for token, row in model.claim(connection, subscription.id, claim, room, now, until):
                 taken.append(Taken(subscription.name, token, row, until))
         return taken

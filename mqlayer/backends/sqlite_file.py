@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from mqlayer.backends import sqlite_schema as sql
-from mqlayer.clock import Clock, SystemClock
+from mqlayer.backends.sqlite_machine import time_base, why_not_opened
+from mqlayer.clock import Clock
 from mqlayer.errors import (
     ArgumentError,
     ClosedError,
@@ -34,6 +35,7 @@ WAL_KEPT_BYTES = 64 * 1024 * 1024  #: what the write-ahead log shrinks to at a c
 CLOCKS_MAX = 16  #: time bases remembered; each boot of the machine makes one
 OPEN_ATTEMPTS = 100  #: to turn on WAL while others do the same; each ends with the other's success
 OURS = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+FOREIGN = (sqlite3.Error, sqlite3.Warning, UnicodeEncodeError, OverflowError)
 
 # Errors of COMMIT that prove that nothing is stored. A transaction counts when its last frame is whole in the log; SQLite
 # writes the frames in order, then syncs, then publishes them. A write that failed is one of a frame at or before the last.
@@ -100,7 +102,7 @@ class StoreFile:
             # Autocommit: every BEGIN is ours. The engine may hand the session from thread to thread.
             connection = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
         except sqlite3.Error as exc:
-            raise StoreError(f"{self.path} {_why_not_opened(self.path)}") from exc
+            raise StoreError(f"{self.path} {why_not_opened(self.path)}") from exc
         _process.connections[id(connection)] = connection
         return connection
 
@@ -120,7 +122,8 @@ class StoreFile:
     def _turn_on_wal(self, timeout: float) -> None:
         mode = ""
         for _ in range(OPEN_ATTEMPTS):
-            mode = self.read("PRAGMA journal_mode")[0][0]
+            # An application that does not use a log itself may keep readers out, too.
+            mode = self.read("PRAGMA journal_mode", timeout=timeout)[0][0]
             if mode == "wal":
                 return
             try:
@@ -135,7 +138,7 @@ class StoreFile:
             )
 
     def _make_tables(self, timeout: float) -> None:
-        known = self.read("SELECT 1 FROM sqlite_master WHERE name = 'mqlayer_meta'")
+        known = self.read("SELECT 1 FROM sqlite_master WHERE name = 'mqlayer_meta'", timeout=timeout)
         version = self.read(sql.READ_VERSION) if known else []
         if not version:
             with self.write(timeout) as connection:
@@ -151,7 +154,7 @@ class StoreFile:
 
     def _read_clock(self, lease: float, timeout: float) -> float:
         """How far the store's clock is ahead of the monotonic one; fixed by the first who opens the file in a time base."""
-        base = _time_base(self._clock)
+        base = time_base(self._clock)
         known = self.read(sql.READ_CLOCK, (base,))
         if known:
             return float(known[0][0])
@@ -189,11 +192,21 @@ class StoreFile:
 
     # --- reading and writing -----------------------------------------------------------------------------------------
 
-    def read(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
-        """All rows of one SELECT or PRAGMA: nothing stays open, for a reader that lingers keeps the log from shrinking."""
-        self.check()
-        with self._translated():
-            return self._connection.execute(statement, values).fetchall()
+    def read(self, statement: str, values: Sequence[Any] = (), *, timeout: float = PATIENCE_MIN) -> list[Any]:
+        """All rows of one SELECT or PRAGMA: nothing stays open, for a reader that lingers keeps the log from shrinking.
+
+        Readers wait for nobody but who recovers the log after a crash, and at the opening for who sets it up.
+        """
+        left = timeout
+        while True:
+            self.check()
+            try:
+                return self._connection.execute(statement, values).fetchall()
+            except FOREIGN as exc:
+                error = self._error(exc)
+                left -= PATIENCE
+                if left <= 0 or not isinstance(error, RequestTimeoutError):
+                    raise error from exc
 
     @contextmanager
     def write(self, timeout: float) -> Iterator[sqlite3.Connection]:
@@ -207,9 +220,11 @@ class StoreFile:
         """
         self._begin(timeout)
         try:
-            with self._translated():
-                yield self._connection
+            yield self._connection
             self._commit()
+        except FOREIGN as exc:
+            self._roll_back()
+            raise self._error(exc) from exc
         except BaseException:
             self._roll_back()
             raise
@@ -223,14 +238,13 @@ class StoreFile:
             self.check()
             if self._write_lock.acquire(timeout=PATIENCE):
                 try:
-                    with self._translated():
-                        self._connection.execute("BEGIN IMMEDIATE")  # SQLite itself waits up to PATIENCE for others
+                    self._connection.execute("BEGIN IMMEDIATE")  # SQLite itself waits up to PATIENCE for others
                     return
-                except RequestTimeoutError:
+                except sqlite3.Error as exc:
                     self._write_lock.release()
-                except BaseException:
-                    self._write_lock.release()
-                    raise
+                    error = self._error(exc)
+                    if not isinstance(error, RequestTimeoutError):
+                        raise error from exc
             left -= PATIENCE
         raise RequestTimeoutError(f"{self.path} was locked by others for {timeout:.3g} s")
 
@@ -252,23 +266,17 @@ class StoreFile:
         except sqlite3.Error as exc:
             self._ended = self._ended or f"{self.path}: a transaction could not be rolled back: {exc}"
 
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, sqlite3.Warning) as exc:
-            raise self._error(exc) from exc
-        except (UnicodeEncodeError, OverflowError) as exc:
-            raise ArgumentError(f"a name or value cannot be stored: {exc}") from exc
-
     def _error(self, exc: Exception) -> MQError:
+        """One of FOREIGN as ours."""
+        if isinstance(exc, (UnicodeEncodeError, OverflowError)):
+            return ArgumentError(f"a name or value cannot be stored: {exc}")
         code = getattr(exc, "sqlite_errorcode", 0)
         if self._ended is not None:
             return ConnectionLostError(self._ended)
         if code & 0xFF in OURS:
             return RequestTimeoutError(f"{self.path} is locked by others")
         if code & 0xFF == sqlite3.SQLITE_CANTOPEN:
-            return StoreError(f"{self.path} {_why_not_opened(self.path)}")
+            return StoreError(f"{self.path} {why_not_opened(self.path)}")
         hint = _HINTS.get(code & 0xFF)
         return StoreError(f"{self.path} {hint} ({exc})" if hint else f"{self.path}: {exc}")
 
@@ -305,27 +313,7 @@ class StoreFile:
             return
         self._closed = True
         _process.connections.pop(id(self._connection), None)
-        with self._translated():
+        try:
             self._connection.close()
-
-
-def _why_not_opened(path: str) -> str:
-    folder = os.path.dirname(path)
-    if os.path.isdir(path):
-        return "is a folder; name a file in it"
-    if not os.path.isdir(folder):
-        return f"cannot be opened: there is no folder {folder}; create it"
-    if not os.access(path if os.path.exists(path) else folder, os.R_OK | os.W_OK):
-        return "cannot be opened: this user may not read and write it; change its permissions or its folder's"
-    return "cannot be opened: is the path too long, or the file system read-only?"
-
-
-def _time_base(clock: Clock) -> str:
-    """What two processes must have in common for their monotonic clocks to be the same one."""
-    if not isinstance(clock, SystemClock):
-        return f"process {os.getpid()} clock {id(clock)}"
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return f"boot {file.read().strip()} {os.readlink('/proc/self/ns/time')}"
-    except OSError:  # not Linux: the time of the boot, coarsely, tells boots apart
-        return f"boot at {round((clock.time() - clock.monotonic()) / 600)}"
+        except sqlite3.Error as exc:
+            raise self._error(exc) from exc

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 from mqlayer.backends import sqlite_schema as sql
 from mqlayer.backends.sqlite_schema import outgoing_of, row_of
-from mqlayer.driver import Declare, Incoming, Outgoing, QueueOptions, Stats
+from mqlayer.driver import Capabilities, Counts, Declare, Incoming, Outgoing, QueueOptions, Stats, Support
 from mqlayer.errors import QueueMismatchError, QueueNotFoundError
 
 __all__ = ["Queue", "Read", "Token"]
 
+BODY_MAX_BYTES = 64 * 1024 * 1024  #: SQLite takes 1 GB; but while a body is written, nobody else can write
 DEDUP_WINDOW = 300.0  #: seconds in which a second message of one dedup_id is dropped
 TEMPORARY_IDLE = 60.0  #: seconds after which an unused temporary queue is gone
 SWEEP_MAX = 1000  #: messages that fall due, or expire, in one transaction
@@ -22,6 +23,33 @@ CLAIM_ROUNDS = 10  #: attempts of one claim to find messages that have not expir
 
 Read = Callable[[str, Sequence[Any]], list[Any]]
 """Runs one SELECT."""
+CAPABILITIES = Capabilities(
+    durable=True,
+    ordered=True,
+    confirms_acks=True,
+    timed_lease=True,
+    backpressure=False,
+    checks_queues=True,
+    compares_queues=True,
+    counts=Counts.DELIVERIES,
+    delay=Support.NATIVE,
+    priority=Support.NATIVE,
+    ttl=Support.NATIVE,
+    group_id=Support.NATIVE,
+    dedup_id=Support.NATIVE,
+    dead_letter=Support.NATIVE,
+    delivery_count=Support.NATIVE,
+    topics=Support.NATIVE,
+    peek=Support.NATIVE,
+    purge=Support.NATIVE,
+    stats=Support.NATIVE,
+    nack=Support.NATIVE,
+    release=Support.NATIVE,
+    forward=Support.NATIVE,
+    dedup_window=DEDUP_WINDOW,
+    body_max_bytes=BODY_MAX_BYTES,
+)
+
 Token = tuple[int, int, int]
 Row = tuple[Any, ...]
 
@@ -139,20 +167,20 @@ def _without_duplicates(
 def claim(
     connection: sqlite3.Connection, queue: int, number: int, limit: int, now: float, until: float
 ) -> list[tuple[Token, Row]]:
-    """Up to *limit* messages, in order, now held under claim *number* until *until*; none of them expired."""
-    promote(connection, queue, now)
-    expire(connection, queue, now, SWEEP_MAX)
+    """Up to *limit* messages that are ready, in order, now held under claim *number* until *until*; none has expired."""
     found: list[tuple[Token, Row]] = []
     for _ in range(CLAIM_ROUNDS):
         rows = connection.execute(sql.CLAIM, (number, until, queue, limit - len(found))).fetchall()
         rows.sort(key=_in_order)
+        expired = False
         for row in rows:
             token = (queue, row[0], number)
             if row[3] is not None and row[3] <= now:
+                expired = True
                 delete(connection, token, row[4])
             else:
                 found.append((token, row))
-        if not rows or len(found) >= limit:
+        if not expired:
             break
     return found
 

@@ -14,14 +14,12 @@ from mqlayer.backends.sqlite_wake import Waker
 from mqlayer.clock import Clock
 from mqlayer.driver import (
     Capabilities,
-    Counts,
     Declare,
     Failures,
     Incoming,
     Outgoing,
     QueueOptions,
     Stats,
-    Support,
     Verdict,
 )
 from mqlayer.errors import (
@@ -35,38 +33,10 @@ from mqlayer.errors import (
     UnroutableError,
 )
 
-__all__ = ["CAPABILITIES", "SQLiteSession"]
+__all__ = ["SQLiteSession"]
 
-BODY_MAX_BYTES = 64 * 1024 * 1024  #: SQLite takes 1 GB; but while a body is written, nobody else can write
 LOOK_EVERY = 0.5  #: seconds between two looks of a consumer that nobody pokes
 log = logging.getLogger("mqlayer")
-
-CAPABILITIES = Capabilities(
-    durable=True,
-    ordered=True,
-    confirms_acks=True,
-    timed_lease=True,
-    backpressure=False,
-    checks_queues=True,
-    compares_queues=True,
-    counts=Counts.DELIVERIES,
-    delay=Support.NATIVE,
-    priority=Support.NATIVE,
-    ttl=Support.NATIVE,
-    group_id=Support.NATIVE,
-    dedup_id=Support.NATIVE,
-    dead_letter=Support.NATIVE,
-    delivery_count=Support.NATIVE,
-    topics=Support.NATIVE,
-    peek=Support.NATIVE,
-    purge=Support.NATIVE,
-    stats=Support.NATIVE,
-    nack=Support.NATIVE,
-    release=Support.NATIVE,
-    forward=Support.NATIVE,
-    dedup_window=model.DEDUP_WINDOW,
-    body_max_bytes=BODY_MAX_BYTES,
-)
 
 
 class SQLiteSession:
@@ -85,12 +55,13 @@ class SQLiteSession:
         self._unwatch_clock = clock.watch(self._waker.nudge)
         self._lookout = Lookout(file, self._claims, self._waker, clock)
         self._closed = False
+        self._hungry = False  # the last receive asked for deliveries
         self._keep_at = -math.inf
         self._own_queues: dict[str, int] = {}  # temporary subscriptions to topics: they go with the session
 
     @property
     def capabilities(self) -> Capabilities:
-        return CAPABILITIES
+        return model.CAPABILITIES
 
     # --- queues ------------------------------------------------------------------------------------------------------
 
@@ -174,8 +145,8 @@ class SQLiteSession:
         failures: dict[int, MQError] = {}
         fitting: list[tuple[int, Outgoing]] = []
         for index, outgoing in enumerate(batch):
-            if len(outgoing.body) > BODY_MAX_BYTES:
-                text = f"a body of {len(outgoing.body)} bytes; {BODY_MAX_BYTES} is the most"
+            if len(outgoing.body) > model.BODY_MAX_BYTES:
+                text = f"a body of {len(outgoing.body)} bytes; {model.BODY_MAX_BYTES} is the most"
                 failures[index] = MessageTooLargeError(text, message_id=outgoing.id)
             else:
                 fitting.append((index, outgoing))
@@ -243,6 +214,7 @@ class SQLiteSession:
     def receive(self, limit: int, timeout: float) -> Sequence[Incoming]:
         """As the driver says. Waits for a poke, for what falls due, and looks by itself twice a second at the most."""
         self._file.check()
+        self._hungry = limit > 0
         end = self._clock.monotonic() + timeout
         try:
             while True:
@@ -262,16 +234,16 @@ class SQLiteSession:
         found = self._claims.hand_over(limit, self._file.now(), self._file.ahead)
         if found or not self._claims.subscriptions:
             return found
-        if self._lookout.anything_there():
-            try:
-                with self._file.write(timeout) as connection:
-                    taken = self._claims.take(connection, limit, self._file.now())
-            except RequestTimeoutError:
-                self._lookout.again()  # others keep the file locked: nothing now, and another look at the next call
+        try:
+            if not self._lookout.anything_there():
                 return found
-            self._claims.add(taken)
-            found = self._claims.hand_over(limit, self._file.now(), self._file.ahead)
-        return found
+            with self._file.write(timeout) as connection:
+                taken = self._claims.take(connection, limit, self._file.now())
+        except RequestTimeoutError:
+            self._lookout.again()  # others keep the file locked: nothing now, and another look at the next call
+            return found
+        self._claims.add(taken)
+        return self._claims.hand_over(limit, self._file.now(), self._file.ahead)
 
     def _keep_own_queues(self) -> None:
         """Temporary queues that this session uses do not go while it lives."""
@@ -292,7 +264,7 @@ class SQLiteSession:
             with self._file.write(timeout) as connection:
                 now = self._file.now()
                 done = self._claims.settle(connection, verdicts, now, self._file.behind())
-                taken = self._claims.take(connection, math.inf, now, done.gone) if done.asks_for_more else []
+                taken = self._claims.take_more(connection, now, done, hungry=self._hungry)
         except MQError as error:
             return dict.fromkeys(range(len(verdicts)), error)
         self._claims.remember(done)

@@ -98,6 +98,8 @@ class Waker:
     def poke(self, queues: Iterable[int]) -> None:
         """Poke everybody else who waits for one of *queues*."""
         wanted = {str(queue) for queue in queues}
+        if not wanted:
+            return
         try:
             names = [name for name in os.listdir(self._directory) if name.partition(".")[0] in wanted]
         except OSError:  # there is no folder, so nobody waits there; or it is another user's, who then looks by himself

@@ -250,6 +250,22 @@ def test_who_finds_the_file_locked_waits_no_longer_than_told_and_goes_on(store: 
     assert reader.ids() == ["a", "b"]
 
 
+def test_opening_waits_for_an_application_that_keeps_readers_out(tmp_path: Path) -> None:
+    path = tmp_path / "app.db"
+    application = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    application.execute("CREATE TABLE things (name)")
+    application.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(RequestTimeoutError):
+        SQLiteFactory(parse_url(f"sqlite:///{path}"), SQLiteOptions(), clock=SystemClock()).session(0.0, nobody)
+    let_go = threading.Timer(0.5, lambda: application.execute("COMMIT"))
+    let_go.start()
+    session = open_session(path)
+    let_go.join(LIMIT)
+    assert session.declare("q", PLAIN, Declare.ENSURE, T) == PLAIN
+    session.close(T)
+    application.close()
+
+
 def test_abort_ends_a_wait_for_the_lock(store: Store) -> None:
     other = sqlite3.connect(store.path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
