@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from mqlayer.api import Consumer, Delivery
 from mqlayer.errors import ArgumentError, ClosedError
 
-__all__ = ["NotBegun", "check_concurrency", "give_back", "run"]
+__all__ = ["check_concurrency", "run"]
 
 CONCURRENCY_MAX = 1024  #: handlers side by side at the most
 log = logging.getLogger("mqlayer")
@@ -41,17 +41,17 @@ def run(consumer: Consumer, handler: Callable[[Delivery], object], *, concurrenc
             if gate.begin(delivery):
                 pool.submit(_handle, handler, delivery, gate)
             else:
-                give_back(delivery)
+                _give_back(delivery)
 
 
-class NotBegun(BaseException):
+class _NotBegunError(BaseException):
     """Leaves ``with delivery`` as a shutdown would: the message goes back uncounted."""
 
 
-def give_back(delivery: Delivery) -> None:
+def _give_back(delivery: Delivery) -> None:
     """Give back what was fetched and will not be begun."""
-    with contextlib.suppress(NotBegun), delivery:
-        raise NotBegun
+    with contextlib.suppress(_NotBegunError), delivery:
+        raise _NotBegunError
 
 
 def check_concurrency(concurrency: int) -> None:

@@ -16,10 +16,12 @@ def group_queue(topic: str, group: str | None, number: int) -> str:
 
 
 def missing(name: str) -> QueueNotFoundError:
+    """The error of a queue that is not there."""
     return QueueNotFoundError(f"there is no queue {name!r}; declare it first")
 
 
 def stale(verdict: Verdict) -> StaleDeliveryError:
+    """The error of a verdict on a delivery that is nobody's any more, or another's."""
     of = verdict.of
     return StaleDeliveryError(
         f"the delivery of {of.message.id!r} from queue {of.queue!r} is not this session's any more: its lease ended, it "

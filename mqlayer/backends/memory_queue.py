@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 
 from mqlayer.driver import Outgoing, QueueOptions, Stats
 
+__all__ = ["BLOCKED", "DELAYED", "GONE", "PAUSED", "READY", "Client", "Entry", "Lane", "Queue", "Subscription"]
+
 READY, BLOCKED, DELAYED, PAUSED, GONE = range(5)
 """Where an entry is: in its lane; behind its group's head; not due since it was sent; not due since it was nacked;
 handed over or discarded. Plain ints, since an Enum's members cost several times as much to compare."""

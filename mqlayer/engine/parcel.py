@@ -88,22 +88,26 @@ class Parcel:
 
 
 def no_room(parcel: Parcel) -> SendTimeoutError:
+    """Its time was up while it waited for room in the queue."""
     text = f"no room for the message to {parcel.target[1]!r}: too many others wait before it"
     return SendTimeoutError(text, message_id=parcel.outgoing.id)
 
 
 def no_word(parcel: Parcel) -> OutcomeUnknownError:
+    """It is in flight, and its caller waits no longer."""
     text = f"no word of the message to {parcel.target[1]!r} {GRACE:g} s after its deadline"
     return OutcomeUnknownError(text, message_id=parcel.outgoing.id)
 
 
 def no_fate(parcel: Parcel, error: BaseException) -> OutcomeUnknownError:
+    """The backend failed with a defect while it was in flight."""
     unknown = OutcomeUnknownError(f"the backend failed with {error!r}", message_id=parcel.outgoing.id)
     unknown.__cause__ = error
     return unknown
 
 
 def too_late(parcel: Parcel) -> SendError:
+    """Its time was up before it was handed over."""
     if parcel.doubt is not None:
         return parcel.doubt
     return SendTimeoutError(
@@ -113,6 +117,7 @@ def too_late(parcel: Parcel) -> SendError:
 
 
 def closed_before(parcel: Parcel, defect: BaseException | None) -> SendError:
+    """The line ended before it was handed over."""
     if parcel.doubt is not None:
         return parcel.doubt
     why = "closed" if defect is None else f"the connection ended with the defect {defect!r}"
@@ -122,10 +127,12 @@ def closed_before(parcel: Parcel, defect: BaseException | None) -> SendError:
 
 
 def may_try_again(error: MQError) -> bool:
+    """The next attempt may go better, or tell what became of this one."""
     return isinstance(error, (NotSentError, OutcomeUnknownError))
 
 
 def once_more(parcel: Parcel, error: MQError) -> Parcel:
+    """The message as the next attempt sends it: marked, if this one may have stored it."""
     parcel.gone = False
     if isinstance(error, OutcomeUnknownError):
         trail = parcel.outgoing.trail

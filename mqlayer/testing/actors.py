@@ -1,5 +1,6 @@
 """Actors as a criterion sees them: started, listened to, stopped, killed. Where they run makes no difference to it."""
 
+import contextlib
 import json
 import os
 import signal
@@ -215,10 +216,8 @@ class ActorProcess:
 
     def kill(self) -> int:
         """SIGKILL to it and whatever it started. Returns its exit status."""
-        try:
+        with contextlib.suppress(ProcessLookupError):  # gone already; its status tells of what
             os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:  # gone already; its status tells of what
-            pass
         return self.wait(DEATH_PATIENCE)
 
     def signal(self, number: signal.Signals) -> None:

@@ -61,6 +61,7 @@ def in_ci() -> bool:
 
 
 def new_seed() -> int:
+    """A seed for a run whose choices nobody has fixed."""
     return SystemRandom().randrange(1_000_000)
 
 
