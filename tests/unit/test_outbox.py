@@ -128,7 +128,7 @@ class TestFates:
         [
             (RefusedError("no"), RefusedError),
             (UnroutableError("no queue"), QueueNotFoundError),
-            (UnsupportedError("no"), NotSentError),
+            (UnsupportedError("no"), RefusedError),
             (ConnectionLostError("cut"), NotSentError),
         ],
     )
