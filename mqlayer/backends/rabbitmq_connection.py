@@ -15,7 +15,11 @@ from typing import TYPE_CHECKING, Any
 import pika
 from pika import exceptions, spec
 from pika.adapters.select_connection import IOLoop, SelectConnection
-from pika.adapters.utils.connection_workflow import AMQPConnectionWorkflowFailed, AMQPConnectorPhaseErrorBase
+from pika.adapters.utils.connection_workflow import (
+    AMQPConnectionWorkflowFailed,
+    AMQPConnectorException,
+    AMQPConnectorPhaseErrorBase,
+)
 from pika.adapters.utils.nbio_interface import AbstractIOReference, AbstractStreamProtocol, AbstractStreamTransport
 from pika.adapters.utils.selector_ioloop_adapter import SelectorIOServicesAdapter
 from pika.channel import Channel
@@ -76,7 +80,7 @@ def translated() -> Iterator[None]:
             ACCESS_REFUSED: AuthenticationError,
         }
         raise kinds.get(exc.reply_code, BrokerError)(f"RabbitMQ refused: {exc.reply_text}") from exc
-    except (exceptions.AMQPError, exceptions.ChannelError, OSError) as exc:
+    except (exceptions.AMQPError, exceptions.ChannelError, AMQPConnectorException, OSError) as exc:
         raise ConnectionLostError(f"the connection to RabbitMQ ended: {describe(exc)}") from exc
 
 
@@ -349,7 +353,7 @@ def connect(
         try:
             connection.wait_open(now + share)
         except ConnectionLostError as exc:
-            reason = describe(connection.lost) if connection.lost is not None else str(exc)
+            reason = describe(exc.__cause__) if exc.__cause__ is not None else str(exc)
             if refused_login(reason):
                 text = (
                     f"{login.scheme}://{host}:{port} refused user {login.username!r} at vhost {login.vhost!r}: {reason}"
