@@ -1,7 +1,7 @@
 """What users send and what they get: ``Message`` and ``ReceivedMessage``."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from mqlayer.driver import NO_HEADERS, HeaderValue, Outgoing
@@ -32,6 +32,7 @@ class Message:
     """
 
     payload: Any
+    _: KW_ONLY
     headers: Mapping[str, HeaderValue] | None = None
     delay: float = 0.0
     ttl: float | None = None
