@@ -39,6 +39,11 @@ def test_what_no_broker_could_mean_is_refused(values: dict[str, Any]) -> None:
         Message("x", **values)
 
 
+def test_everything_but_the_payload_goes_by_name() -> None:
+    with pytest.raises(TypeError):
+        Message("x", {"a": 1})  # type: ignore[call-arg]
+
+
 def test_what_can_be_meant_is_kept() -> None:
     message = Message("x", delay=1, ttl=1.5, priority=9, group_id="é", dedup_id="d", id="i", headers={"a": 1})
     assert (message.payload, message.delay, message.ttl, message.priority) == ("x", 1, 1.5, 9)
