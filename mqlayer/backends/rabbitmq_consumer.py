@@ -115,8 +115,9 @@ class Consumer:
         return any(subscription.window for subscription in self._subscriptions.values())
 
     def has(self, queue: str) -> bool:
-        """The queue is subscribed already."""
-        return queue in self._subscriptions
+        """A consumer of the queue lives, so the queue does."""
+        subscription = self._subscriptions.get(queue)
+        return subscription is not None and any(feed.live for feed in subscription.feeds)
 
     def unsubscribe(self, queue: str, deadline: float) -> None:
         """No more deliveries of *queue*; those that nobody asked for go back.

@@ -14,6 +14,7 @@ from mqlayer.backends.rabbitmq import RabbitFactory, RabbitOptions
 from mqlayer.backends.rabbitmq_wire import queue_arguments
 from mqlayer.clock import SystemClock
 from mqlayer.driver import Ack, Incoming, Outgoing, QueueOptions, Session
+from mqlayer.errors import QueueNotFoundError
 from mqlayer.testing.brokers.rabbitmq import find_rabbitmq, rabbitmq_server
 from mqlayer.testing.ports import LOOPBACK, free_port
 from mqlayer.urls import parse_url
@@ -134,3 +135,21 @@ def test_a_subscription_without_a_group_grows_too(port: int, kind: str) -> None:
     assert take(session, 2) == numbers(1, 3)
     assert session.receive(10, MOMENT) == []
     session.close(TIMEOUT)
+
+
+def test_a_queue_that_went_and_is_subscribed_again_leaves_the_others_alone(port: int, queue: str) -> None:
+    other = f"{queue}-gone"
+    declare_raw(port, queue, {})
+    declare_raw(port, other, {})
+    session, deleting = open_session(port, "classic"), open_session(port, "classic")
+    for name in (queue, other):
+        session.subscribe(name, 2, None, TIMEOUT)
+    deleting.delete(other, TIMEOUT)
+    with pytest.raises(QueueNotFoundError, match=other):
+        session.receive(1, TIMEOUT)
+    with pytest.raises(QueueNotFoundError):
+        session.subscribe(other, 2, None, TIMEOUT)
+    assert session.send(queue, [Outgoing("0", b"body")], TIMEOUT) == {}
+    assert take(session, 1) == ["0"]
+    for one in (session, deleting):
+        one.close(TIMEOUT)
