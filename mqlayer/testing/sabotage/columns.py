@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import make_dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from mqlayer.driver import Backend, Session
 from mqlayer.registry import backend_factory
 from mqlayer.testing.harness import BackendHarness
 from mqlayer.testing.harnesses import RabbitMQQuorum, SQLite
-from mqlayer.testing.processes import ProcessServer
+from mqlayer.testing.processes import Ending, ProcessServer
 from mqlayer.testing.roles import draining, producing
 from mqlayer.testing.sabotage import sessions
 from mqlayer.urls import BrokerURL
@@ -113,9 +114,19 @@ class _OverRabbit(_Column, RabbitMQQuorum):
 
     def start(self, datadir: Path, port: int) -> ProcessServer:
         server = RabbitMQQuorum.start(self, datadir, port)
-        with (datadir / sessions.STARTS).open("a") as marks:
-            marks.write("+")
+        good = server.start
+
+        def start() -> None:
+            self.before_start(datadir, server)
+            with (datadir / sessions.STARTS).open("a") as marks:
+                marks.write("+")
+            good()
+
+        server.start = start  # type: ignore[method-assign]
         return server
+
+    def before_start(self, datadir: Path, server: ProcessServer) -> None:
+        """What a broken server does to its data."""
 
 
 class AckEarly(_OverSQLite):
@@ -193,32 +204,44 @@ class ForgetQueues(_OverRabbit):
 class Volatile(_OverRabbit):
     """Its server begins with nothing, whatever it was told before."""
 
-    def start(self, datadir: Path, port: int) -> ProcessServer:
+    def before_start(self, datadir: Path, server: ProcessServer) -> None:
         _wipe(datadir)
-        return super().start(datadir, port)
 
 
 class FlushOnExit(_OverRabbit):
     """Its server keeps only what it could write in an orderly end."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._servers: dict[Path, ProcessServer] = {}
-
-    def start(self, datadir: Path, port: int) -> ProcessServer:
-        before = self._servers.get(datadir)
-        if before is not None and before.endings and before.endings[-1].signal is signal.SIGKILL:
+    def before_start(self, datadir: Path, server: ProcessServer) -> None:
+        if server.endings and server.endings[-1].signal is signal.SIGKILL:
             _wipe(datadir)
-        server = self._servers[datadir] = super().start(datadir, port)
-        return server
 
 
 class FakeKill(RabbitMQQuorum):
-    """Its server does not die when it is killed."""
+    """Its server does not die when it is killed, and says that it did."""
 
     def start(self, datadir: Path, port: int) -> ProcessServer:
         server = super().start(datadir, port)
-        server.kill = _spared  # type: ignore[method-assign, assignment]
+        good = server.start
+
+        def spared(number: signal.Signals = signal.SIGKILL, *, timeout: float = 0.0) -> Ending:
+            now = time.monotonic()
+            return Ending(
+                pids=tuple(server.pids()),
+                signal=number,
+                exit_status=-number,
+                by_itself=False,
+                leftovers=(),
+                port_refused=False,
+                began_at=now,
+                ended_at=now,
+            )
+
+        def start() -> None:
+            if not server.alive:
+                good()
+
+        server.kill = spared  # type: ignore[method-assign]
+        server.start = server.restart = start  # type: ignore[method-assign]
         return server
 
 
@@ -237,11 +260,7 @@ class NoDrain(SQLite):
 
 
 def _wipe(datadir: Path) -> None:
-    shutil.rmtree(datadir / "mnesia", ignore_errors=True)
-
-
-def _spared(*_: object, **__: object) -> None:
-    return None
+    shutil.rmtree(datadir / "store", ignore_errors=True)
 
 
 def _nothing_sent(job: producing.Produce, work: Any) -> dict[str, Any]:

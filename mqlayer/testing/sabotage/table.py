@@ -41,7 +41,7 @@ SABOTEURS = (
     Saboteur("S5", columns.LieConfirm, "confirms before it sends", ("F6", "F7")),
     Saboteur("S6", columns.SwallowErrors, "says of every failed send that it succeeded", ("F7", "C34")),
     Saboteur("S7", columns.LosesOnReconnect, "forgets what was on its way", ("F10", "C35")),
-    Saboteur("S8", columns.DupEvery100, "delivers each hundredth twice", ("C10", "F10")),
+    Saboteur("S8", columns.DupEvery100, "delivers each hundredth twice", ("C10", "F10"), innocent=("C01", "C11")),
     Saboteur("S9", columns.Reorder, "swaps neighbours", ("C08",)),
     # Swapped neighbours are of different groups where a group has one message in flight at a time.
     Saboteur("S9b", columns.LooseGroups, "takes each message for a group of its own", ("C09",)),
