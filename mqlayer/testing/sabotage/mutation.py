@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from mqlayer.testing.records import Mutation, Record, Verdict
@@ -13,8 +14,12 @@ from mqlayer.testing.suite import select
 __all__ = ["not_run", "run_saboteur", "run_saboteurs"]
 
 
-def run_saboteur(saboteur: Saboteur, *, profile: Profile = Profile.QUICK, seed: int | None = None) -> Mutation:
-    """Run the criteria that must flag it and those that must not."""
+def run_saboteur(
+    saboteur: Saboteur, *, profile: Profile = Profile.QUICK, seed: int | None = None, briefly: bool = False
+) -> Mutation:
+    """Run the criteria that must flag it and those that must not; *briefly*: the first of each."""
+    if briefly:
+        saboteur = replace(saboteur, expected=saboteur.expected[:1], innocent=saboteur.innocent[:1])
     harness = saboteur.harness()
     harness.register()
     started = _now()
