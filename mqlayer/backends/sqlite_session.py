@@ -186,6 +186,8 @@ class SQLiteSession:
         found = self._existing(queue)
         wanted = Subscription(queue, found, window, self._lease if lease is None else lease)
         self._give_back_unseen(queue, window, timeout)
+        if wanted.temporary and queue not in self._claims.subscriptions:
+            self._keep_at = -math.inf
         self._claims.subscriptions[queue] = wanted
         self._waker.watch(found.id)
         self._lookout.again()
@@ -254,9 +256,12 @@ class SQLiteSession:
         own = set(self._own_queues.values())
         own |= {one.id for one in self._claims.subscriptions.values() if one.temporary}
         if own:
-            with self._file.write(LOOK_EVERY) as connection:
-                until = self._file.now() + model.TEMPORARY_IDLE
-                connection.executemany(sql.KEEP_QUEUE, [(until, number) for number in own])
+            try:
+                with self._file.write(0.0) as connection:
+                    until = self._file.now() + model.TEMPORARY_IDLE
+                    connection.executemany(sql.KEEP_QUEUE, [(until, number) for number in own])
+            except RequestTimeoutError:  # others keep the file locked: tried again while there is time
+                self._keep_at = now + LOOK_EVERY
 
     def settle(self, verdicts: Sequence[Verdict], timeout: float) -> Failures:
         """Carry out the verdicts and claim what there is room for then, in one transaction."""
@@ -266,7 +271,7 @@ class SQLiteSession:
                 done = self._claims.settle(connection, verdicts, now, self._file.behind())
                 taken = self._claims.take_more(connection, now, done, hungry=self._hungry)
         except MQError as error:
-            return dict.fromkeys(range(len(verdicts)), error)
+            return {index: type(error)(*error.args) for index in range(len(verdicts))}
         self._claims.remember(done)
         self._claims.add(taken)
         self._lookout.again()  # there may be room again

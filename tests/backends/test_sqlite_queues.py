@@ -317,6 +317,18 @@ def publish(store: Store, *ids: str, topic: str = "news", **fields: object) -> N
     assert store.sender.session.publish(topic, batch, T) == {}
 
 
+def test_subscribing_keeps_a_temporary_queue_that_was_about_to_go(store: Store) -> None:
+    store.sender.declare("t", temporary=True)
+    reader = store.reader()
+    store.advance(50.0)
+    assert reader.ids() == [], "this kept nothing, and looks again later"
+    reader.subscribe("t")
+    reader.receive()
+    store.advance(15.0)
+    store.send("a", queue="t")
+    assert reader.ids() == ["a"]
+
+
 def test_each_group_gets_a_copy_and_its_members_share(store: Store) -> None:
     publish(store, "nobody's")
     session = store.sender.session
