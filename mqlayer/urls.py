@@ -59,8 +59,8 @@ def parse_url(text: str) -> BrokerURL:
         raise ConfigError(f"a '#' in a {scheme}:// URL is written %23")
     rest, _, query_text = rest.partition("?")
     authority, slash, path = rest.partition("/")
-    if authority and "@" not in authority and "@" in path + query_text:
-        # It may be that a password was cut in two, and its second half taken for a path or an option
+    if authority and "@" in path + query_text:
+        # It may be that a password was cut in two, and its second half taken for a host, a path or an option
         raise ConfigError(
             f"in a {scheme}:// URL, '/', '?' and '@' of a user name, password, path or option are written %2F, %3F, %40"
         )

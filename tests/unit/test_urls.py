@@ -74,6 +74,7 @@ class TestParse:
             *("", "localhost", "amqp:/h", "://h", "1a://h", "a b://h", "s3cret@h://x", "é://h"),
             *("amqp://h:0/", "amqp://h:65536/", "amqp://h:x/", "amqp://h:²/", "amqp://h:5672:1/"),
             *("amqp://h/#frag", "amqp://u:pa#ss@h/", "amqp://u:pa/s3cret@h/", "amqp://u:12?s3cret@h/"),
+            *("amqp://u:p@a/s3cret@h/", "amqp://u:p@s3cret?x@h/", "amqp://u:p@s3cret/x@h/v"),
             None,
         ],
     )
