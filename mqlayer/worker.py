@@ -31,8 +31,10 @@ def run(consumer: Consumer, handler: Callable[[Delivery], object], *, concurrenc
     check_concurrency(concurrency)
     gate = _Gate(consumer, concurrency)
     with _stopped_by_signals(gate.stop), ThreadPoolExecutor(concurrency, "mqlayer handler") as pool:
-        while gate.wait_for_turn():
+        while True:
             try:
+                if not gate.wait_for_turn():
+                    break
                 delivery = consumer.receive()
             except ClosedError:
                 break
