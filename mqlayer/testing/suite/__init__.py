@@ -38,6 +38,9 @@ MODULES = (
     "failsafe_kill",
     "failsafe_persist",
     "failsafe_load",
+    "failsafe_queues",
+    "failsafe_acks",
+    "failsafe_resume",
 )
 
 

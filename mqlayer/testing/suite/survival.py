@@ -19,6 +19,7 @@ from mqlayer.testing.stage import Stage
 from mqlayer.testing.suite.criterion import FloorUnmet, Outcome, PromiseBroken
 
 __all__ = [
+    "ACK_SETTLE",
     "LEASE",
     "Load",
     "Progress",
