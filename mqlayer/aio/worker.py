@@ -20,7 +20,13 @@ async def run(consumer: Consumer, handler: Callable[[Delivery], Awaitable[object
     """As ``mqlayer.run``, with handlers that are coroutine functions."""
     check_concurrency(concurrency)
     running: set[asyncio.Task[None]] = set()
-    with _stopped_by_signals(consumer.stop):
+    stopping = asyncio.Event()
+
+    def stop() -> None:
+        stopping.set()
+        consumer.stop()
+
+    with _stopped_by_signals(stop):
         try:
             while True:
                 await _wait_below(running, concurrency if consumer.proven else 1)
@@ -29,6 +35,9 @@ async def run(consumer: Consumer, handler: Callable[[Delivery], Awaitable[object
                     continue
                 if delivery.suspect:
                     await _wait_below(running, 1)
+                if stopping.is_set():
+                    await _give_back(delivery)
+                    continue
                 task = asyncio.create_task(_handle(handler, delivery))
                 running.add(task)
                 task.add_done_callback(running.discard)
@@ -37,6 +46,13 @@ async def run(consumer: Consumer, handler: Callable[[Delivery], Awaitable[object
         finally:
             if running:
                 await asyncio.wait(running)
+
+
+async def _give_back(delivery: Delivery) -> None:
+    """Give back, uncounted, what was fetched and will not be begun."""
+    with contextlib.suppress(asyncio.CancelledError):
+        async with delivery:
+            raise asyncio.CancelledError
 
 
 async def _wait_below(running: "set[asyncio.Task[None]]", most: int) -> None:
