@@ -191,8 +191,10 @@ def check_queue(name: str) -> str:
     """*name*, if a queue can have it.
 
     Raises:
-        ArgumentError: it is empty, longer than 255 bytes, or begins with ``amq.``, which the broker keeps for itself.
+        ArgumentError: it is empty, longer than 255 bytes, has a line break, or begins with ``amq.``, which the broker
+            keeps for itself.
     """
+    _refuse_breaks(name, name)
     if not name or name.startswith("amq.") or len(name.encode(errors="replace")) > NAME_MAX_BYTES or not _is_text(name):
         raise ArgumentError(
             f"a RabbitMQ queue has a name of 1 to {NAME_MAX_BYTES} bytes that does not begin with 'amq.', not {name[:80]!r}"
@@ -250,9 +252,16 @@ def remembered_dead_letter(complaint: str, asked: str) -> str | None:
 def _short(name: str, whose: str) -> str:
     if not _is_text(name):
         raise ArgumentError(f"{whose[:80]!r} is not valid Unicode")
+    _refuse_breaks(name, whose)
     if len(name.encode()) > NAME_MAX_BYTES:
         raise ArgumentError(f"{whose[:80]!r} is too long a name: RabbitMQ takes {NAME_MAX_BYTES} bytes in all")
     return name
+
+
+def _refuse_breaks(name: str, whose: str) -> None:
+    # RabbitMQ drops them from the names that it declares and binds, not from routing keys: "a\nb" would be made as "ab".
+    if "\n" in name or "\r" in name:
+        raise ArgumentError(f"{whose[:80]!r} has a line break, which RabbitMQ takes out of names")
 
 
 # --- delays -----------------------------------------------------------------------------------------------------------

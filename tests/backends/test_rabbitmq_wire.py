@@ -231,7 +231,7 @@ def test_a_quorum_queue_counts_from_the_second_delivery_on(headers: dict[str, ob
 # --- names and arguments ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["", "amq.gen-1", "q" * 256, "ü" * 128, "\ud800"])
+@pytest.mark.parametrize("name", ["", "amq.gen-1", "q" * 256, "ü" * 128, "\ud800", "a\nb", "a\r"])
 def test_a_name_that_no_queue_can_have_is_refused(name: str) -> None:
     with pytest.raises(ArgumentError):
         wire.check_queue(name)
@@ -243,7 +243,7 @@ def test_a_name_that_a_queue_can_have(name: str) -> None:
 
 
 def test_topics_and_groups_whose_names_are_too_long_or_no_text_are_refused() -> None:
-    for name in ("t" * 256, "\ud800"):
+    for name in ("t" * 256, "\ud800", "a\nb"):
         with pytest.raises(ArgumentError):
             wire.topic_exchange(name)
         with pytest.raises(ArgumentError):
