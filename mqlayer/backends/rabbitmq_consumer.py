@@ -38,13 +38,14 @@ class Feed:
 class Subscription:
     """What a queue's consumers may hold together, and what came and was not asked for yet."""
 
-    __slots__ = ("buffer", "feeds", "queue", "single", "window")
+    __slots__ = ("buffer", "feeds", "gone", "queue", "single", "window")
 
     def __init__(self, queue: str) -> None:
         self.queue = queue
         self.window = 0
         self.feeds: list[Feed] = []
         self.buffer: deque[Incoming] = deque()
+        self.gone = False  #: the broker ended its consumers: the queue may not exist any more
         self.single: bool | None = None  #: only one consumer of the queue is ever active; None: not known yet
 
     def room(self) -> int:
@@ -96,6 +97,7 @@ class Consumer:
         """Let up to *window* deliveries of *queue* be unsettled. The caller has seen that the queue exists."""
         subscription = self._subscriptions.setdefault(queue, Subscription(queue))
         subscription.window = window
+        subscription.gone = False
         if self._lane is None:
             self._lane = self._connection.open_lane(deadline)
             self._lane.channel.add_on_cancel_callback(self._on_cancel)
@@ -263,6 +265,7 @@ class Consumer:
                     feed.live = False
                     if not any(other.live for other in subscription.feeds):
                         subscription.window = 0
+                        subscription.gone = True
                         self._cancelled.append(subscription.queue)
 
     # --- verdicts -----------------------------------------------------------------------------------------------------

@@ -194,6 +194,10 @@ class Queues:
             if self._monotonic() >= ready_at:
                 self._unsafe.pop(name, None)
 
+    def forget(self, name: str) -> None:
+        """An exchange or a delay queue may be gone: its next use makes sure of it."""
+        self._known.discard(name)
+
     def topic(self, topic: str, deadline: float) -> str:
         exchange = topic_exchange(topic)
         if exchange not in self._known:

@@ -21,7 +21,7 @@ from mqlayer.driver import (
     Support,
     Verdict,
 )
-from mqlayer.errors import MQError, UnsupportedError
+from mqlayer.errors import MQError, NotSentError, UnroutableError, UnsupportedError
 
 __all__ = ["RabbitSession", "capabilities"]
 
@@ -122,7 +122,15 @@ class RabbitSession:
             for place, message in enumerate(batch)
             if place not in failures
         )
-        return failures | self._publisher.publish(jobs, deadline, topic=False)
+        failed = self._publisher.publish(jobs, deadline, topic=False)
+        for place, error in failed.items():
+            message = batch[place]
+            if message.delay:  # another client may have deleted what it was to wait in
+                name = delay_name(delay_step(message.delay))
+                self._queues.forget(name)
+                if isinstance(error, UnroutableError):
+                    failed[place] = NotSentError(f"the delay queue {name!r} is gone", message_id=message.id)
+        return failures | failed
 
     def publish(self, topic: str, batch: Sequence[Outgoing], timeout: float) -> Failures:
         deadline = self._monotonic() + timeout
@@ -136,7 +144,10 @@ class RabbitSession:
         except MQError as exc:
             return {place: unsent(message, exc) for place, message in enumerate(batch)} | failures
         jobs = (Job(place, message, exchange, "") for place, message in enumerate(batch) if place not in failures)
-        return failures | self._publisher.publish(jobs, deadline, topic=True)
+        failed = self._publisher.publish(jobs, deadline, topic=True)
+        if failed:
+            self._queues.forget(exchange)  # another client may have deleted it
+        return failures | failed
 
     # --- receiving ----------------------------------------------------------------------------------------------------
 

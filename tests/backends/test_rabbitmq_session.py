@@ -29,6 +29,8 @@ from mqlayer.errors import (
     ConnectionLostError,
     HeaderError,
     MessageTooLargeError,
+    NotSentError,
+    OutcomeUnknownError,
     QueueMismatchError,
     QueueNotFoundError,
     StaleDeliveryError,
@@ -162,6 +164,26 @@ def test_a_delayed_message_to_a_missing_queue_is_refused_before_it_leaves(rabbit
     too_long = messages("x", delay=86_401.0)
     assert failed_with(session.send(queue, [*too_long, *messages("y")], T)) == {0: UnsupportedError}
     assert drain(session, queue) == ["y"]
+
+
+def test_a_delay_queue_or_a_topic_that_somebody_deletes_is_made_again(rabbit: Rabbit) -> None:
+    session = rabbit.session()
+    queue, topic = rabbit.queue(session), f"t-{time.time_ns()}"
+    delayed = messages("a", delay=0.1)
+    assert session.send(queue, delayed, T) == {}
+    with rabbit.raw() as channel:
+        channel.queue_delete("mq.delay.100")
+    assert failed_with(session.send(queue, delayed, T)) == {0: NotSentError}, "the queue itself is there"
+    assert session.send(queue, delayed, T) == {}
+    with rabbit.raw() as channel:
+        channel.exchange_delete("mq.delay.100")
+    assert failed_with(session.send(queue, delayed, T)) == {0: OutcomeUnknownError}
+    assert session.send(queue, delayed, T) == {}
+    assert session.publish(topic, messages("b"), T) == {}
+    with rabbit.raw() as channel:
+        channel.exchange_delete(f"mq.topic.{topic}")
+    assert failed_with(session.publish(topic, messages("b"), T)) == {0: OutcomeUnknownError}
+    assert session.publish(topic, messages("b"), T) == {}
 
 
 @BOTH
@@ -311,6 +333,25 @@ def test_a_queue_that_is_deleted_under_a_consumer_is_named(rabbit: Rabbit) -> No
     assert ids(receive(session, 1)) == ["a"]
     with pytest.raises(QueueNotFoundError, match="missing"):
         session.subscribe("missing", 1, None, T)
+
+
+def test_a_queue_that_was_deleted_takes_no_other_queues_deliveries_with_it(rabbit: Rabbit) -> None:
+    session, other = rabbit.session(), rabbit.session()
+    gone, stays = rabbit.queue(session), rabbit.queue(session)
+    session.send(stays, messages("a"), T)
+    for queue in (gone, stays):
+        session.subscribe(queue, 10, None, T)
+    [held] = receive(session, 1)
+    other.delete(gone, T)
+    with pytest.raises(QueueNotFoundError, match=gone):
+        session.receive(1, T)
+    with pytest.raises(QueueNotFoundError, match=gone):  # not by the end of the channel, and of all that is held on it
+        session.subscribe(gone, 10, None, T)
+    assert session.settle([Ack(held)], T) == {}
+    other.declare(gone, PLAIN, Declare.ENSURE, T)
+    session.subscribe(gone, 10, None, T)
+    other.send(gone, messages("b"), T)
+    assert ids(receive(session, 1)) == ["b"]
 
 
 def test_wake_ends_one_receive_and_abort_every_one(rabbit: Rabbit) -> None:
