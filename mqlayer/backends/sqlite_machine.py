@@ -8,6 +8,7 @@ __all__ = ["time_base", "why_not_opened"]
 
 
 def why_not_opened(path: str) -> str:
+    """Why the file at *path* cannot be opened, and what would mend it."""
     folder = os.path.dirname(path)
     if os.path.isdir(path):
         return "is a folder; name a file in it"

@@ -46,12 +46,8 @@ class RabbitMQQuorum(BackendHarness):
     claims = Claims(graceful=True, sigkill=True, power_loss=None, queues=True)
     quick_options = MappingProxyType({"declare_settle": "0"})
 
-    def __init__(self) -> None:
-        self._servers: dict[Path, ProcessServer] = {}
-
     def start(self, datadir: Path, port: int) -> ProcessServer:
-        server = self._servers[datadir] = rabbitmq.rabbitmq_server(datadir, port)
-        return server
+        return rabbitmq.rabbitmq_server(datadir, port)
 
     def url(self, datadir: Path, port: int) -> str:
         return f"amqp://guest:guest@127.0.0.1:{port}/?queue_type={self.configuration}"
@@ -63,18 +59,6 @@ class RabbitMQQuorum(BackendHarness):
             return 'pika is not installed: pip install "mqlayer[rabbitmq]"'
         if rabbitmq.find_rabbitmq() is None:
             return "RabbitMQ is not installed: mqlayer brokers install rabbitmq"
-        return None
-
-    def unacked(self, queue: str) -> int | None:
-        """By ``rabbitmqctl``, of whichever of our servers has the queue. About a second a call."""
-        for datadir, server in self._servers.items():
-            if not server.alive:
-                continue
-            text = rabbitmq.rabbitmqctl(datadir, "list_queues", "--no-table-headers", "name", "messages_unacknowledged")
-            for line in text.splitlines():
-                name, _, number = line.rpartition("\t")
-                if name == queue:
-                    return int(number)
         return None
 
     def server_version(self) -> str:
