@@ -54,6 +54,21 @@ def test_a_cancelled_receive_loses_nothing(url: str) -> None:
     assert sorted(received) == [(number, 1) for number in range(messages)]
 
 
+def test_a_cancelled_receive_leaves_nothing_behind(url: str) -> None:
+    async def main() -> None:
+        async with aio.connect(url) as mq, mq.consumer("q") as consumer:
+            for _ in range(20):
+                waiting = asyncio.create_task(consumer.receive())
+                await asyncio.sleep(0)
+                waiting.cancel()
+                await asyncio.gather(waiting, return_exceptions=True)
+            line = consumer._core.line
+            assert line.arrivals._callbacks == []
+            assert line.load == (0, 0)
+
+    asyncio.run(main())
+
+
 def test_a_receive_that_times_out_outside_loses_nothing(url: str) -> None:
     async def main() -> None:
         async with aio.connect(url) as mq, mq.producer("q") as producer, mq.consumer("q") as consumer:

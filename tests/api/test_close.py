@@ -8,12 +8,15 @@ import threading
 from typing import Any
 
 import pytest
-from fakes import PATIENCE, FakeSession, all_unknown, in_thread
+from fakes import PATIENCE, FakeBackend, FakeSession, all_unknown, in_thread, incoming
 
 import mqlayer
+from mqlayer.clock import ManualClock
 from mqlayer.engine import engine as engine_module
 from mqlayer.errors import ClosedError, Fate, NotSentError, SendError, StaleDeliveryError
 from mqlayer.policy import Retry
+from mqlayer.registry import CommonOptions, Target
+from mqlayer.urls import BrokerURL
 
 
 def receive(consumer: Any) -> Any:
@@ -292,6 +295,27 @@ class TestConnection:
             deadline.wait(0.01)
         assert watching.stats("q").ready == 1
         watching.close()
+
+
+class TestLeases:
+    def test_an_ack_after_the_lease_never_reaches_the_session(self) -> None:
+        """It could meet another consumer's copy there."""
+        clock = ManualClock()
+        session = FakeSession(clock=clock)
+        target = Target(BrokerURL("fake"), FakeBackend(FakeSession(), session), CommonOptions(), None)
+        mq = mqlayer.Connection(target, needs=None, timeout=30.0, clock=clock)
+        consumer = mq.consumer("q", hold_max=0)
+        session.deliver(incoming("m1", lease_until=20.0), incoming("m2", lease_until=20.0))
+        by_hand, in_block = receive(consumer), receive(consumer)
+        clock.advance(19.5)  # the last second is a margin
+        with pytest.raises(StaleDeliveryError, match="lease"):
+            by_hand.ack()
+        with in_block:
+            pass_by()
+        consumer.close()
+        assert session.settled == []
+        assert mq.health().settle_failures == 1
+        mq.close()
 
 
 class TestHealth:

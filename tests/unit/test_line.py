@@ -15,6 +15,7 @@ from mqlayer.engine.held import Held
 from mqlayer.engine.intake import Intake
 from mqlayer.engine.line import ThreadLine
 from mqlayer.engine.parcel import Parcel
+from mqlayer.engine.process import PROCESS
 from mqlayer.errors import (
     ClosedError,
     ConnectionLostError,
@@ -334,3 +335,47 @@ def test_the_owner_cannot_wait_for_itself(lines: Lines, session: FakeSession) ->
     one.future.add_done_callback(close)
     line.submit(one)
     closed.result(PATIENCE)
+
+
+class TestForks:
+    def test_a_fork_finds_every_owner_between_two_turns(self, lines: Lines, session: FakeSession) -> None:
+        line = lines(session)
+        line.send(QUEUE, outgoing("a"), time.monotonic() + PATIENCE)
+        session.until(lambda: bool(session.named("receive")))
+        PROCESS.before_fork()
+        try:
+            assert line.turning.locked()
+            before = len(session.calls)
+            assert line.submit(parcel("meanwhile"))
+            threading.Event().wait(0.02)
+            assert len(session.calls) == before, "the owner turned while somebody forked"
+        finally:
+            PROCESS.after_fork_in_parent()
+        line.send(QUEUE, outgoing("b"), time.monotonic() + PATIENCE)
+        assert session.sent_ids == ["a", "meanwhile", "b"]
+
+    def test_a_fork_does_not_wait_for_ever(self, lines: Lines, session: FakeSession) -> None:
+        line = lines(session)
+        gate = session.gate("send")
+        line.submit(parcel())
+        gate.wait_entered()
+        PROCESS.before_fork()
+        PROCESS.after_fork_in_parent()
+        gate.open()
+        line.send(QUEUE, outgoing("b"), time.monotonic() + PATIENCE)
+
+    def test_an_idle_owner_is_woken_for_it(self, lines: Lines, session: FakeSession) -> None:
+        woken = threading.Event()
+        wake = session.wake
+
+        def wake_and_note() -> None:
+            woken.set()
+            wake()
+
+        session.wake = wake_and_note  # type: ignore[method-assign]
+        line = lines(session)
+        line.send(QUEUE, outgoing("a"), time.monotonic() + PATIENCE)
+        woken.clear()
+        PROCESS.before_fork()
+        PROCESS.after_fork_in_parent()
+        assert woken.is_set()
