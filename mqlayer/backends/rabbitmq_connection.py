@@ -24,6 +24,7 @@ from pika.adapters.utils.nbio_interface import AbstractIOReference, AbstractStre
 from pika.adapters.utils.selector_ioloop_adapter import SelectorIOServicesAdapter
 from pika.channel import Channel
 
+from mqlayer.backends.rabbitmq_sieve import Sieve
 from mqlayer.errors import (
     AuthenticationError,
     BrokerError,
@@ -123,7 +124,13 @@ class Services(_ServicesBase):
                 self.transport = result[0]
             on_done(result)
 
-        return super().create_streaming_connection(protocol_factory, sock, done, ssl_context, server_hostname)
+        def sieved() -> AbstractStreamProtocol:
+            protocol = protocol_factory()
+            sieve = Sieve(protocol.data_received)
+            protocol.data_received = sieve.feed  # type: ignore[method-assign]
+            return protocol
+
+        return super().create_streaming_connection(sieved, sock, done, ssl_context, server_hostname)
 
 
 class Lane:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -115,6 +116,46 @@ def test_we_deliver_what_any_client_sends(rabbit: Rabbit) -> None:
     assert message.headers["n"] == -5
     assert set(message.headers) == {"deep", "when", "n"}
     assert session.settle([Ack(bare), Ack(full)], T) == {}
+
+
+class _Written(bytes):
+    """A header's value as it stands on the wire."""
+
+
+def _nested(depth: int) -> bytes:
+    written = b"t\x01"
+    for _ in range(depth):
+        written = b"A" + len(written).to_bytes(4, "big") + written
+    return written
+
+
+@pytest.mark.parametrize(
+    "written",
+    [b"T" + (1_700_000_000_000).to_bytes(8, "big"), _nested(2000)],
+    ids=["a timestamp in milliseconds", "two thousand nested arrays"],
+)
+def test_a_foreign_message_that_pika_cannot_read_ends_no_connection(
+    rabbit: Rabbit, written: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = rabbit.session()
+    queue = rabbit.queue(session)
+
+    def encode(pieces: list[bytes], value: Any) -> int:
+        if isinstance(value, _Written):
+            pieces.append(bytes(value))
+            return len(value)
+        return plain(pieces, value)
+
+    plain = pika.data.encode_value
+    with rabbit.raw() as channel, monkeypatch.context() as patched:
+        patched.setattr(pika.data, "encode_value", encode)
+        channel.basic_publish("", queue, b"foreign", pika.BasicProperties(headers={"h": _Written(written)}))
+    session.send(queue, messages("ours"), T)
+    session.subscribe(queue, 10, None, T)
+    foreign, ours = receive(session, 2)
+    assert (foreign.message.body, ours.message.id) == (b"foreign", "ours")
+    assert foreign.message.headers["h"]
+    assert session.settle([Ack(foreign), Ack(ours)], T) == {}
 
 
 # --- who may connect ----------------------------------------------------------------------------------------------------
