@@ -41,6 +41,9 @@ MODULES = (
     "failsafe_queues",
     "failsafe_acks",
     "failsafe_resume",
+    "failsafe_confirms",
+    "failsafe_network",
+    "failsafe_delays",
 )
 
 

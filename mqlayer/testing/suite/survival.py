@@ -148,6 +148,7 @@ def drain_and_judge(
     floors: Floors,
     deadline: float = 60.0,
     nobody_held: bool = False,
+    ordered: bool = False,
     ack_settle: float | None = None,
     query: Mapping[str, Any] | None = None,
     **evidence: Any,
@@ -156,6 +157,7 @@ def drain_and_judge(
 
     Args:
         nobody_held: Nobody has received anything before, so no lease has to end for the last to come.
+        ordered: One consumer has to see the order sent, where the backend claims to keep it.
         ack_settle: As for ``Expect``, where the broker does not confirm acks.
     """
     silence = SHORT if nobody_held else quiet(stage)
@@ -163,6 +165,7 @@ def drain_and_judge(
     expect = Expect(
         drained=drained.drained,
         queue_empty=drained.queue_empty,
+        ordered=ordered and stage.capabilities.ordered,
         ack_settle=0.0 if stage.capabilities.confirms_acks else ack_settle,
         floors=floors,
     )
