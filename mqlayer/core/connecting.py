@@ -59,7 +59,7 @@ class ConnectionCore:
         self.url = target.url
         self._temporary: set[str] = set()
         # At the latest when the interpreter ends, or when nobody refers to the connection any more.
-        self._finalizer = weakref.finalize(self, self.engine.close, EXIT_TIMEOUT)
+        self._finalizer = weakref.finalize(self, _left_open, self.engine, weakref.ref(self))
         missing = unmet(needs, self.capabilities) if needs is not None else []
         if missing:
             self.close(self.timeout)
@@ -184,6 +184,12 @@ class ConnectionCore:
             self._temporary.clear()
         self._finalizer.detach()
         engine.close(seconds, closer)
+
+
+def _left_open(engine: Engine, core: "weakref.ref[ConnectionCore]") -> None:
+    """Close what nobody closed: at the exit, or because nobody refers to it any more. A delivery refers to it, so then
+    there is no handler to wait for either, though the task that had received one may still be running."""
+    engine.close(EXIT_TIMEOUT, patient=core() is not None)
 
 
 def check_queue(name: object) -> None:

@@ -179,10 +179,10 @@ class Engine:
         if not self.closed:
             self.sender = self._line("sender")
 
-    def close(self, timeout: float, closer: Holder | None = None) -> None:
+    def close(self, timeout: float, closer: Holder | None = None, *, patient: bool = True) -> None:
         """End all lines: consumers first, for they may still send copies. Again: waits for the same end.
 
-        Deliveries that others than *closer* hold (default: this thread) may be settled meanwhile.
+        If *patient*, deliveries that others than *closer* hold (default: this thread) may be settled meanwhile.
         """
         if self.forked:
             self.closed = True  # here; the parent's goes on, and this process has nothing open
@@ -193,7 +193,7 @@ class Engine:
         deadline = self.clock.monotonic() + timeout
         for line in consumers:
             line.stop()
-        for line in consumers:
+        for line in consumers if patient else ():
             left = max(deadline - self.clock.monotonic(), 0.0)
             line.wait_for_holders(closer or threading.current_thread(), min(left, HOLDERS_TIMEOUT))
         for line in (*consumers, self.sender):

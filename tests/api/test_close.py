@@ -1,5 +1,6 @@
 """The end of consumers and connections: what is settled, what goes back, who is told."""
 
+import asyncio
 import logging
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from fakes import PATIENCE, FakeBackend, FakeSession, all_unknown, in_thread, in
 
 import mqlayer
 from mqlayer.clock import ManualClock
+from mqlayer.engine import HOLDERS_TIMEOUT
 from mqlayer.engine import engine as engine_module
 from mqlayer.errors import ClosedError, Fate, NotSentError, SendError, StaleDeliveryError
 from mqlayer.policy import Retry
@@ -293,6 +295,25 @@ class TestConnection:
             if watching.stats("q").ready == 1:
                 break
             deadline.wait(0.01)
+        assert watching.stats("q").ready == 1
+        watching.close()
+
+    def test_a_forgotten_connection_does_not_keep_its_event_loop(self, url: str) -> None:
+        async def forget() -> None:
+            mq = await mqlayer.aio.connect(url)
+            async with mq.producer("q") as producer:
+                await producer.send("x")
+            consumer = await mq.consumer("q")
+            assert await consumer.receive(timeout=PATIENCE)  # this task holds it, and goes on without it
+
+        async def until_then() -> float:
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            await forget()
+            return loop.time() - began
+
+        watching = mqlayer.connect(url)
+        assert asyncio.run(until_then()) < HOLDERS_TIMEOUT / 5
         assert watching.stats("q").ready == 1
         watching.close()
 
