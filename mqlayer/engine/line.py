@@ -36,6 +36,8 @@ __all__ = ["ThreadLine"]
 
 IDLE = 1.0  #: seconds between two turns of an idle line
 REST = 0.5  #: seconds without a turn after an error, unless there is something to do
+HASTY_MAX = 100  #: times in a row that a session may end its wait for no reason
+HASTY_REST = 0.01  #: … and the seconds before each further turn
 
 T = TypeVar("T")
 log = logging.getLogger("mqlayer")
@@ -89,6 +91,7 @@ class ThreadLine:
         self._calls: deque[_Call] = deque()
         self._session = make(intake.connection_lost if intake else _nothing)
         self._idle = False
+        self._hasty = 0
         self._closing = False
         self._broken: BaseException | None = None
         self._thread: threading.Thread | None = None
@@ -366,8 +369,14 @@ class ThreadLine:
         if self._pending() or self._closing or (intake is not None and intake.restless):
             self._idle = False
             limit, timeout = 0, 0.0  # serves the connection, asks for nothing
+        began = self._clock.monotonic()
         try:
-            self._arrived(self._session.receive(limit, timeout))
+            got = self._session.receive(limit, timeout)
+            self._arrived(got)
+            if got or not self._idle or self._clock.monotonic() - began >= timeout / 2:
+                self._hasty = 0
+            else:
+                self._mind_haste()
         except MQError as error:
             if intake is not None:
                 intake.fail(error)
@@ -376,6 +385,14 @@ class ThreadLine:
             self._rest_a_while()
         finally:
             self._idle = False
+
+    def _mind_haste(self) -> None:
+        """A session came back early with nothing, and nobody had called. One that does so all the time is slowed down."""
+        self._hasty += 1
+        if self._hasty > HASTY_MAX:
+            with self._rest:
+                if not self._pending() and not self._closing:
+                    self._rest.wait(HASTY_REST)  # not the clock's: a test may have stopped it
 
     def _rest_a_while(self) -> None:
         """After an error that a session may raise at once each time; until there is something to do, or for a while."""

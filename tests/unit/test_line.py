@@ -13,7 +13,7 @@ from mqlayer.clock import SystemClock
 from mqlayer.driver import Ack, Nack, Release
 from mqlayer.engine.held import Held
 from mqlayer.engine.intake import Intake
-from mqlayer.engine.line import ThreadLine
+from mqlayer.engine.line import HASTY_MAX, ThreadLine
 from mqlayer.engine.parcel import Parcel
 from mqlayer.engine.process import PROCESS
 from mqlayer.errors import (
@@ -120,6 +120,15 @@ class TestOwner:
         line.send(QUEUE, outgoing("a"), time.monotonic() + PATIENCE)
         threading.Event().wait(0.1)
         assert len(session.named("receive")) < 5
+        line.send(QUEUE, outgoing("b"), time.monotonic() + PATIENCE)
+        assert session.sent_ids == ["a", "b"]
+
+    def test_a_session_that_never_waits_is_no_hot_loop(self, lines: Lines, session: FakeSession) -> None:
+        session.every("receive", ())
+        line = lines(session)
+        line.send(QUEUE, outgoing("a"), time.monotonic() + PATIENCE)
+        threading.Event().wait(0.2)
+        assert len(session.named("receive")) < HASTY_MAX + 50
         line.send(QUEUE, outgoing("b"), time.monotonic() + PATIENCE)
         assert session.sent_ids == ["a", "b"]
 
