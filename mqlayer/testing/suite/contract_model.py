@@ -1,7 +1,8 @@
 """Random use against a model that fits into a dictionary: C39."""
 
-import sys
+import contextlib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_a
 
 from mqlayer.api import Delivery
 from mqlayer.driver import Support
+from mqlayer.errors import MQError
 from mqlayer.policy import Retry
 from mqlayer.testing.stage import Stage
 from mqlayer.testing.suite.criterion import Outcome, criterion
@@ -35,22 +37,28 @@ def random_use_is_what_the_model_says(stage: Stage) -> Outcome:
     examples = stage.size(quick=6 if slow else 20, full=50)
     steps = stage.size(quick=25, full=40, soak=100)
     done: Counter[str] = Counter()
+    failures: list[Exception] = []
 
     class Machine(_Machine):
         def __init__(self) -> None:
-            super().__init__(stage, done)
+            super().__init__(stage, done, failures)
 
-    run_state_machine_as_test(
-        seeded(stage.seed)(Machine),
-        settings=settings(
-            max_examples=examples,
-            stateful_step_count=steps,
-            deadline=None,
-            database=None,
-            phases=(Phase.generate,),
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    try:
+        run_state_machine_as_test(
+            seeded(stage.seed)(Machine),
+            settings=settings(
+                max_examples=examples,
+                stateful_step_count=steps,
+                deadline=None,
+                database=None,
+                phases=(Phase.generate,),
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
+    except Exception:
+        if failures:  # a broker need not fail again in the same place, of which Hypothesis would make its own error
+            raise failures[0] from None
+        raise
     stage.floor("examples", done["example"], examples)
     for verb in ("send", "receive", "ack", "nack", "restart"):
         stage.floor(verb, done[verb], 1)
@@ -80,9 +88,10 @@ class _Machine(RuleBasedStateMachine):
         uncertain: Numbers that may come: they were ready at a purge, or fetched ahead by then.
         held: What the consumer has and has not settled.
         dead: Numbers that were rejected.
+        failures: What ended a machine, all of them together.
     """
 
-    def __init__(self, stage: Stage, done: "Counter[str]") -> None:
+    def __init__(self, stage: Stage, done: "Counter[str]", failures: list[Exception]) -> None:
         super().__init__()
         self.stage = stage
         self.done = done
@@ -94,6 +103,8 @@ class _Machine(RuleBasedStateMachine):
         self.held: list[tuple[Delivery, int]] = []
         self.dead: set[int] = set()
         self.trace: list[str] = []
+        self.failures = failures
+        self.failed = False
         done["example"] += 1
         self._connect()
         self._consume()
@@ -116,6 +127,19 @@ class _Machine(RuleBasedStateMachine):
     @rule(verb=st.sampled_from(VERBS), size=st.integers(0, 7), place=st.integers(0, 50))
     def use(self, verb: str, size: int, place: int) -> None:
         """One rule for all: what Hypothesis draws may not depend on what came, which is the broker's to choose."""
+        with self._noted_if_it_fails():
+            self._use(verb, size, place)
+
+    @contextlib.contextmanager
+    def _noted_if_it_fails(self) -> Iterator[None]:
+        try:
+            yield
+        except (AssertionError, MQError) as error:
+            self.failed = True
+            self.failures.append(error)
+            raise
+
+    def _use(self, verb: str, size: int, place: int) -> None:
         if verb == "receive":
             self._note(verb, size + 1)
             self._take(size + 1)
@@ -227,16 +251,14 @@ class _Machine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """All that has to be there comes, and nothing else; also in the dead-letter queue."""
-        try:
-            if sys.exc_info()[0] is not None:
-                return  # a rule has failed, and its own error is the one to hear of
-            self._note("drain")
-            while self._take(4):
-                while self.held:
-                    self.held.pop()[0].ack()
-            self._drain_dead()
-        finally:
-            self.mq.close()
+        if not self.failed:
+            with self._noted_if_it_fails():
+                self._note("drain")
+                while self._take(4):
+                    while self.held:
+                        self.held.pop()[0].ack()
+                self._drain_dead()
+        self.mq.close()
 
     def _drain_dead(self) -> None:
         if not self.dead:

@@ -6,6 +6,7 @@ import queue as queues
 import select
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -49,8 +50,10 @@ def threads_share_producer_and_consumer(stage: Stage) -> Outcome:
         with lock:
             sent.update(ids)
 
+    end = time.monotonic() + stage.seconds(60)
+
     def take() -> None:
-        while sum(came.values()) < total:
+        while sum(came.values()) < total and time.monotonic() < end:
             for delivery in consumer.receive_many(10, timeout=0.2):
                 with lock:
                     came[delivery.message.id] += 1
@@ -58,7 +61,7 @@ def threads_share_producer_and_consumer(stage: Stage) -> Outcome:
         to_ack.put(None)
 
     def ack() -> None:
-        while (delivery := to_ack.get(timeout=stage.seconds(60))) is not None:
+        while (delivery := to_ack.get()) is not None:
             delivery.ack()
 
     with mq.producer(queue) as producer, mq.consumer(queue, prefetch=20) as consumer:
