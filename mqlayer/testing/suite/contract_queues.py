@@ -9,7 +9,7 @@ from mqlayer.errors import MQError, QueueMismatchError, QueueNotFoundError, Send
 from mqlayer.testing.roles.work import Work
 from mqlayer.testing.stage import Stage
 from mqlayer.testing.suite.criterion import Outcome, criterion
-from mqlayer.testing.suite.deliveries import receive, receive_all, refusal, silence
+from mqlayer.testing.suite.deliveries import in_threads, receive, receive_all, refusal, silence
 
 __all__ = [
     "a_deleted_queue_is_gone_with_all_it_held",
@@ -148,8 +148,7 @@ def declaring_again_changes_nothing(stage: Stage) -> Outcome:
     both = [stage.actor("call", f"declarer-{n}", function=function, arguments={"queues": queues}) for n in range(2)]
     for actor in both:
         actor.ready()
-    for actor in both:
-        actor._ask_to_stop()  # both at the same time, before either is waited for
+    in_threads([actor.stop for actor in both], timeout=stage.seconds(60))  # what they wait for
     declared = [actor.finish()["returned"] for actor in both]
     assert declared == [len(queues)] * 2, f"two processes declared {declared} of {len(queues)} queues"
     mq = stage.connect()
