@@ -171,6 +171,14 @@ class ReceivedMessage:
         return self._outgoing.trail.failures
 
     @property
+    def copied_from(self) -> str | None:
+        """The delivery of which mqlayer made this copy, to give it back or to dead-letter it; ``None``: it is the original.
+
+        A copy is confirmed before its original is acked, so a crash in between leaves both.
+        """
+        return self._outgoing.trail.copied_from
+
+    @property
     def resent(self) -> bool:
         """This copy was sent again after a lost connection: an earlier copy with the same id may exist."""
         return self._outgoing.trail.resent > 0

@@ -13,6 +13,8 @@ a fault hit it, its settlement sent    ``ack_in_doubt``: the answer, or the ack,
 an ack's outcome was unknown           ``ack_in_doubt``
 its consumer nacked or rejected it     ``given_back``, ``rejected``
 the publish was tried more than once   ``publish_retried``
+one of the two is a copy, and a fault  ``copied``: it was confirmed, and its original's ack did not arrive
+came before
 none of these, but the further one is  the fault's own cause: a copy from before, handed over late
 itself made to an actor amid a fault
 none of these, its ack proved, then    ``resurrected``
@@ -45,6 +47,7 @@ class Cause(Enum):
     LEASE_EXPIRED = "lease_expired"
     ACK_IN_DOUBT = "ack_in_doubt"
     PUBLISH_RETRIED = "publish_retried"
+    COPIED = "copied"
     GIVEN_BACK = "given_back"
     REJECTED = "rejected"
     RESURRECTED = "resurrected"
@@ -123,6 +126,7 @@ class Custody:
         self._faults: dict[tuple[Fault, str | None, str | None], Cause] = {}  # going on now
         self._spare: dict[str, int] = {}  # further deliveries that publishing more than once entitles to
         self._spare_queues: dict[str, str | None] = {}
+        self._copies: dict[str, int] = {}  # … that copies do, made to give a message back, beside which a fault left it
         self._proved: dict[str, float] = {}  # id → when its ack was proved
         self._handled: set[str] = set()
         self._delivered: set[str] = set()
@@ -143,6 +147,8 @@ class Custody:
         cause = None
         if event.resent:
             self._add_spare(id, 1, event.queue)
+        if self._fault_at > -math.inf and "copied_from" in event.detail:
+            self._copies[id] = self._copies.get(id, 0) + 1
         amid = self._fault_of(id, event.actor) if self._faults else None
         if id in self._delivered:
             cause = self._explain(id, event.queue, amid)
@@ -180,6 +186,9 @@ class Custody:
         if self._spare.get(id, 0) > 0:
             self._spare[id] -= 1
             return Cause.PUBLISH_RETRIED
+        if self._copies.get(id, 0) > 0:
+            self._copies[id] -= 1
+            return Cause.COPIED
         if id not in self._proved and amid is not None:
             return amid
         if self._proved.get(id, math.inf) <= self._fault_at:

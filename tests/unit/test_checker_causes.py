@@ -186,3 +186,14 @@ class TestUnprovedAcks:
     def test_a_nack_before_the_barrier_is_no_ack(self) -> None:
         report = check(nacked().settled().events, UNPROVED)
         assert report.counts["unreturned"] == 1
+
+
+def test_a_copy_beside_its_original_is_explained_only_after_a_fault() -> None:
+    """A copy is confirmed first and its original acked second: a fault in between leaves both."""
+    copy = {"detail": {"copied_from": "q:1"}}
+    before = Story().publish("p:1").server_killed()
+    assert causes_of(before.deliver("p:1").ack("p:1").deliver("p:1", **copy).ack("p:1")) == {"copied": 1}
+    before = Story().publish("p:1").server_killed()
+    assert causes_of(before.deliver("p:1", **copy).ack("p:1").deliver("p:1").ack("p:1")) == {"copied": 1}
+    without_fault = Story().publish("p:1").deliver("p:1").ack("p:1").deliver("p:1", **copy).ack("p:1")
+    assert causes_of(without_fault) == {"unexplained": 1}

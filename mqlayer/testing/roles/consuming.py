@@ -130,6 +130,7 @@ def note_delivery(ledger: Ledger, delivery: Delivery) -> str | None:
         count=delivery.delivery_count,
         redelivered=delivery.redelivered,
         resent=int(message.resent),
+        detail={"copied_from": message.copied_from} if message.copied_from is not None else {},
     )
     return id
 

@@ -50,7 +50,9 @@ def _kill_amid_publishing(stage: Stage, *, number: int, kills: int) -> Outcome:
         _confirmed(stage, progress, share * (place + 1))
     load.stop()
     sends_were_answered(stage.history(), _dead(site))
-    floors = Floors(confirmed=number, deliveries=1, kills=kills, kills_in_publish=kills, unsure=1)
+    # Of an embedded store a process is killed at random: it need not be one that publishes.
+    unsure = 1 if stage.has_server else 0
+    floors = Floors(confirmed=number, deliveries=1, kills=kills, kills_in_publish=kills, unsure=unsure)
     return drain_and_judge(stage, site, queue, nobody_held=True, floors=floors, deadline=30 + number / 50)
 
 
