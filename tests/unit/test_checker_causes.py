@@ -67,7 +67,7 @@ def test_each_cause_explains_one_more_delivery_and_no_second(
 def test_every_fault_has_its_place_in_the_table() -> None:
     assert FAULT_CAUSES.keys() == set(Fault)
     covered = {cause for cause, _, _ in EXPLAINED}
-    elsewhere = {Cause.PUBLISH_RETRIED, Cause.REJECTED, Cause.RESURRECTED, Cause.UNEXPLAINED}
+    elsewhere = {Cause.PUBLISH_RETRIED, Cause.COPIED, Cause.REJECTED, Cause.RESURRECTED, Cause.UNEXPLAINED}
     assert covered | {cause.value for cause in elsewhere} == {cause.value for cause in Cause}
 
 
