@@ -13,7 +13,7 @@ from mqlayer.testing.ledger import EventType, Ledger, Phase, Probe, read_ledgers
 from mqlayer.testing.roles.consuming import close_consumer, note_delivery, settle
 from mqlayer.testing.roles.work import Result, Work
 
-__all__ = ["Drain", "looks_empty"]
+__all__ = ["Drain", "all_look_empty", "looks_empty"]
 
 LOOK_AGAIN = 1.0
 
@@ -41,9 +41,8 @@ class Drain:
         work.say("ready", missing=len(missing))
         work.ledger.probe(Probe.DRAIN, Phase.BEGIN)
         received, drained = self._receive_all(work, mq, missing)
-        told = [looks_empty(mq, queue, work.ledger, wait=work.pause) for queue in self.queues]
+        empty = all_look_empty(mq, self.queues, work.ledger, wait=work.pause)
         work.ledger.probe(Probe.DRAIN, Phase.END)
-        empty = None if None in told else all(told)
         return {"drained": drained, "queue_empty": empty, "received": received, "missing": sorted(missing)[:32]}
 
     def _receive_all(self, work: Work, mq: Connection, missing: set[str]) -> tuple[int, bool]:
@@ -94,21 +93,31 @@ def _certainly_empty(mq: Connection, queue: str) -> bool:
 
 
 def looks_empty(mq: Connection, queue: str, ledger: Ledger, *, wait: Callable[[float], object]) -> bool | None:
-    """Whether nothing is ready, delayed or in flight; ``None``: the broker does not tell. Its consumers have to be closed.
+    """As :func:`all_look_empty`, of one queue."""
+    return all_look_empty(mq, [queue], ledger, wait=wait)
 
-    Where it does not tell what is in flight, or only about, it has to look empty twice, a second apart.
+
+def all_look_empty(
+    mq: Connection, queues: Sequence[str], ledger: Ledger, *, wait: Callable[[float], object]
+) -> bool | None:
+    """Whether nothing is ready, delayed or in flight; ``None``: the broker does not tell. Consumers have to be closed.
+
+    Where it does not tell what is in flight, or only about, a queue has to look empty twice, a second apart.
     """
     if mq.capabilities.stats is Support.UNSUPPORTED:
         return None
+    doubtful = list(queues)
     for again in (False, True):
-        if again:
+        if again and doubtful:
             wait(LOOK_AGAIN)
-        stats = mq.stats(queue)
-        ledger.probe(Probe.STATS, queue=queue, ready=stats.ready, in_flight=stats.in_flight)
-        if stats.ready is None:
-            return None
-        if stats.ready or stats.in_flight or stats.delayed:
-            return False
-        if stats.in_flight is not None and not stats.approximate:
-            return True
+        looked_at, doubtful = doubtful, []
+        for queue in looked_at:
+            stats = mq.stats(queue)
+            ledger.probe(Probe.STATS, queue=queue, ready=stats.ready, in_flight=stats.in_flight)
+            if stats.ready is None:
+                return None
+            if stats.ready or stats.in_flight or stats.delayed:
+                return False
+            if stats.in_flight is None or stats.approximate:
+                doubtful.append(queue)
     return True

@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 EACH = 6
-DELAY_SERVER, DELAY_STORE = 14.0, 4.0  #: seconds: longer than a kill and a restart
+DELAY_SERVER, DELAY_STORE = 12.0, 4.0  #: seconds: longer than a kill and a restart
 EARLY_MAX = 0.05
 MOVING_MIN = 500
 DUE_AFTER = 4.0
@@ -137,7 +137,10 @@ def nothing_delayed_is_lost_while_it_falls_due(stage: Stage) -> Outcome:
     consumers.stop()
     due = _due_around_the_kill(stage.history(), DUE_AFTER)
     floors = Floors(confirmed=number, kills=1)
-    outcome = drain_and_judge(stage, site, queue, floors=floors, deadline=60 + number / 50, due_around_the_kill=due)
+    # A broker that moves them from queue to queue promises to do so at least once: what it has just moved may come twice.
+    outcome = drain_and_judge(
+        stage, site, queue, floors=floors, explained=False, deadline=60 + number / 50, due_around_the_kill=due
+    )
     stage.floor("messages that fell due around the kill", due, MOVING_MIN)
     return outcome
 

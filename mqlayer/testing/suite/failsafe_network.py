@@ -160,7 +160,7 @@ def _take(stage: Stage, ledger: Ledger, consumer: Consumer, *, timeout: float = 
 @criterion("F12d", limit=240)
 def a_slow_link_delivers_everything(stage: Stage) -> Outcome:
     """Byte by byte, slowly and late, there and back: every message arrives, and nobody loses patience or the thread."""
-    number = stage.size(quick=50, full=200)
+    number = stage.size(quick=20, full=200)
     site = stage.proxied()
     proxy = _proxy(site)
     queue = stage.queue()

@@ -31,7 +31,7 @@ THREADS = 8
 @criterion("F2", limit=400)
 def queues_come_back_with_their_options_and_serve(stage: Stage) -> Outcome:
     """Killed and started again; then processes that never make a queue find all of them, alike, and full as before."""
-    count, each = stage.size(quick=8, full=20), stage.size(quick=5, full=10)
+    count, each = stage.size(quick=8, full=20), stage.size(quick=3, full=10)
     site = stage.own_server()
     plan = _plan(stage, count)
     topics = (

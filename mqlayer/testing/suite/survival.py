@@ -11,11 +11,11 @@ from mqlayer.testing.actors import Actor
 from mqlayer.testing.checker import Expect, Floors, check
 from mqlayer.testing.harness import Reach
 from mqlayer.testing.ledger import SUFFIX, Event, EventType, Fault, Ledger, Phase, Probe, make_body, read_body
-from mqlayer.testing.roles.draining import looks_empty
+from mqlayer.testing.roles.draining import all_look_empty
 from mqlayer.testing.roles.producing import fate_of
 from mqlayer.testing.roles.work import Work
 from mqlayer.testing.sites import Site
-from mqlayer.testing.stage import Stage
+from mqlayer.testing.stage import Profile, Stage
 from mqlayer.testing.suite.criterion import FloorUnmet, Outcome, PromiseBroken
 
 __all__ = [
@@ -36,12 +36,12 @@ __all__ = [
     "sends_were_answered",
 ]
 
-LEASE = 2.0  #: seconds of the leases that end with a kill
+LEASE = 4.0  #: seconds of the leases that end with a kill; a busy machine must not end them earlier
 ACK_SETTLE = (
     0.5  #: seconds after which an ack that was written in order counts as arrived, where the broker does not answer
 )
-SERVER_QUIET = 2.0
-SHORT = 1.0
+AFTERWARDS = 2.0  #: seconds that a drain listens on, once the last could have come
+SHORTLY = 1.0  #: … in a quick run, or where nobody had anything in hand
 
 
 def lease(stage: Stage) -> dict[str, Any]:
@@ -51,7 +51,8 @@ def lease(stage: Stage) -> dict[str, Any]:
 
 def quiet(stage: Stage) -> float:
     """How long a drain has to hear nothing: longer than anything that a killed consumer could still hold."""
-    return stage.seconds(LEASE + 2.0 if stage.capabilities.timed_lease else SERVER_QUIET)
+    afterwards = SHORTLY if stage.profile is Profile.QUICK else AFTERWARDS
+    return stage.seconds(LEASE + afterwards if stage.capabilities.timed_lease else afterwards)
 
 
 def goes_on(site: Site) -> bool:
@@ -149,6 +150,7 @@ def drain_and_judge(
     deadline: float = 60.0,
     nobody_held: bool = False,
     ordered: bool = False,
+    explained: bool = True,
     ack_settle: float | None = None,
     query: Mapping[str, Any] | None = None,
     **evidence: Any,
@@ -158,13 +160,15 @@ def drain_and_judge(
     Args:
         nobody_held: Nobody has received anything before, so no lease has to end for the last to come.
         ordered: One consumer has to see the order sent, where the backend claims to keep it.
+        explained: As for ``Expect``.
         ack_settle: As for ``Expect``, where the broker does not confirm acks.
     """
-    silence = SHORT if nobody_held else quiet(stage)
+    silence = SHORTLY if nobody_held else quiet(stage)
     drained = stage.drain(site, *queues, quiet=silence, deadline=deadline, **(query or {}))
     expect = Expect(
         drained=drained.drained,
         queue_empty=drained.queue_empty,
+        explained=explained,
         ordered=ordered and stage.capabilities.ordered,
         ack_settle=0.0 if stage.capabilities.confirms_acks else ack_settle,
         floors=floors,
@@ -254,7 +258,7 @@ def mq_settled(work: Work, queues: Sequence[str], timeout: float) -> bool:
     """An actor's part of :func:`await_settled`."""
     mq = work.connect()
     for _ in range(max(1, int(timeout / 0.1))):
-        if all(looks_empty(mq, queue, work.ledger, wait=work.pause) for queue in queues):
+        if all_look_empty(mq, queues, work.ledger, wait=work.pause):
             for queue in queues:
                 work.ledger.probe(Probe.SETTLED, queue=queue)
             return True
