@@ -283,11 +283,16 @@ class ForgetQueues(Broken):
 
     def declare(self, queue: str, options: QueueOptions, mode: Declare, timeout: float) -> QueueOptions:
         stored = super().declare(queue, options, mode, timeout)
-        if self.shared.restarts == 0:
+        folder = self.shared.folder
+        if folder is None or options == QueueOptions():
             return stored
-        if mode is Declare.COMPARE and options != QueueOptions():
+        before = folder / "declared"
+        if self.shared.restarts == 0:
+            with before.open("a", encoding="utf-8") as file:
+                file.write(queue + "\n")
+        elif mode is Declare.COMPARE and queue in before.read_text(encoding="utf-8").splitlines():
             raise QueueMismatchError(f"queue {queue!r} exists with {QueueOptions()}, not {options}")
-        return QueueOptions()
+        return stored
 
 
 class Resurrect(Broken):
