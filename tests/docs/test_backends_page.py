@@ -93,6 +93,8 @@ def test_what_rabbitmq_gets():
 
 def test_headers_that_a_raw_client_sees():
     trail = Trail(1, 1, 1, 1.0, "place", "queue", "reason", 1)
-    native = frozenset({"id", "content_type", "correlation_id", "reply_to", "priority", "group_id", "dedup_id", "sent_at"})
+    native = frozenset(
+        {"id", "content_type", "correlation_id", "reply_to", "priority", "group_id", "dedup_id", "sent_at"}
+    )
     for name in to_headers(Outgoing("1", b"", expires_at=1.0, sent_at=1.5, trail=trail), native=native):
         assert f"`{name}`" in BACKENDS
