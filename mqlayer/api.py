@@ -379,9 +379,12 @@ class Consumer:
                 wait(line.look(), core.connection.timeout)
             while True:
                 version = line.arrivals.version
-                admitted = core.admit(line, line.take(limit, current_thread()))
+                taken = line.take(limit, current_thread())
+                admitted = core.admit(line, taken)
                 if admitted:
                     return [Delivery(core, line, held) for held in admitted]
+                if taken:  # all of them went their way; what arrived beside them was announced before
+                    continue
                 left = deadline - clock.monotonic()
                 if left <= 0:
                     return []

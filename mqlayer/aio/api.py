@@ -338,9 +338,12 @@ class Consumer:
                 await bridge.answer(line.look(), core.connection.timeout)
             while True:
                 version = line.arrivals.version
-                admitted = core.admit(line, line.take(limit, this_task()))
+                taken = line.take(limit, this_task())
+                admitted = core.admit(line, taken)
                 if admitted:
                     return [Delivery(core, line, held, bridge) for held in admitted]
+                if taken:  # all of them went their way; what arrived beside them was announced before
+                    continue
                 left = deadline - clock.monotonic()
                 if left <= 0:
                     return []

@@ -97,6 +97,7 @@ class Settlements:
             else:
                 session.unsubscribe(queue, SUBSCRIBE_TIMEOUT)
                 if self._collect is not None:
+                    session.wake()  # take what is there, and give the broker no time for more: acks wait for this
                     self._collect(session.receive(REST_MAX, 0.0))
         except MQError as error:
             if not error.retryable:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from fakes import PATIENCE, FakeSession, all_unknown, failing, in_thread
+from fakes import PATIENCE, FakeSession, all_unknown, failing, in_thread, incoming
 
 import mqlayer
 from mqlayer import Message, Needs, Retry
@@ -685,6 +685,19 @@ class TestPoison:
                 assert consumer.receive(timeout=0.05) is None
                 assert mq.stats("q").delayed == 1
                 receive(consumer).ack()
+
+    def test_one_that_goes_to_the_dead_letters_keeps_nobody_from_what_came_with_it(self, api: Any, fake: Any) -> None:
+        session = FakeSession()
+        url, _ = fake(FakeSession(), session)
+        session.deliver(incoming("poison", "q", count=3), incoming("fine", "r"))
+        gate = session.gate("unsubscribe")  # the owner has seen that one is too many, and has not given it back
+        with api.connect(url) as mq, mq.consumer("q", "r", retry=Retry(attempts_max=1)) as consumer:
+            began = time.monotonic()
+            try:
+                assert receive(consumer).message.id == "fine"
+                assert time.monotonic() - began < SOON / 2, "found at the end of its timeout only"
+            finally:
+                gate.open()
 
 
 def crash(consumer: Any) -> None:
