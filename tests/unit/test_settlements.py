@@ -201,3 +201,19 @@ class TestLeases:
         one.clock.advance(3.0)
         one.carry_out()
         assert one.session.settled == [Extend(held.incoming, 10.0)]
+
+
+def test_what_a_session_still_has_is_collected_without_a_wait() -> None:
+    """Acks are queued behind it, and a broker that pushes would be given a moment."""
+    collected: list[object] = []
+    one = Fixture()
+    one.settlements = Settlements(one.intake, timeout=30.0, creates=True, collect=collected.append)
+    one.intake.ask(1)
+    one.carry_out()
+    one.intake.ask(-1)
+    one.session.on("unsubscribe", lambda queue, timeout: one.session.calls.clear())
+    woken: list[bool] = []
+    one.session.on("receive", lambda limit, timeout: woken.append(one.session._woken) or (OF,))
+    one.carry_out()
+    assert woken == [True]
+    assert collected == [(OF,)]
