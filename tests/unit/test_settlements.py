@@ -211,7 +211,6 @@ def test_what_a_session_still_has_is_collected_without_a_wait() -> None:
     one.intake.ask(1)
     one.carry_out()
     one.intake.ask(-1)
-    one.session.on("unsubscribe", lambda queue, timeout: one.session.calls.clear())
     woken: list[bool] = []
     one.session.on("receive", lambda limit, timeout: woken.append(one.session._woken) or (OF,))
     one.carry_out()
