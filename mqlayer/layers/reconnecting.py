@@ -104,11 +104,11 @@ class Reconnecting:
         return self._bound.setdefault((topic, group), name)
 
     def subscribe(self, queue: str, window: int, lease: float | None, timeout: float) -> None:
-        """As the driver says. Without a connection it tries once to make one; whichever comes next, subscribes."""
+        """As the driver says. Without a connection it makes the attempt that is due, if any; whichever comes next, subscribes."""
         self._subscribed[queue] = (window, lease)
         try:
             if self._session is None:
-                self._try_to_connect(timeout)
+                self._try_to_connect(0.0)  # if an attempt is due: the wait for one is that of ``receive``
             else:
                 self._again(timeout, lambda session, left: session.subscribe(self._now(queue), window, lease, left))
         except QueueNotFoundError:

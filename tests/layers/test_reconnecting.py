@@ -368,7 +368,7 @@ class TestReceiving:
             assert receiving.result() == ()
         assert connector.attempts == 1
 
-    def test_subscribing_without_a_broker_waits_for_one_attempt_and_can_be_woken(self) -> None:
+    def test_subscribing_without_a_broker_makes_the_attempt_that_is_due_and_waits_for_none(self) -> None:
         late = FakeSession()
         session, connector = reconnecting(DOWN, late, back_off=lambda attempt, random: 3600.0 * attempt)
         session.subscribe("q", 5, None, 3600.0)
@@ -377,8 +377,7 @@ class TestReceiving:
         assert late.windows == {"q": 5}
         session, connector = reconnecting(DOWN, back_off=lambda attempt, random: 3600.0)
         session.receive(1, 0.0)
-        with in_thread(lambda: session.subscribe("q", 5, None, 3600.0)):
-            session.wake()
+        session.subscribe("q", 5, None, 3600.0)  # who asks for nothing but a look waits for this too
         assert connector.attempts == 1
 
     def test_a_session_that_comes_too_late_is_aborted(self) -> None:
