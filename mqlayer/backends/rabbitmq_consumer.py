@@ -46,7 +46,7 @@ class Subscription:
         self.feeds: list[Feed] = []
         self.buffer: deque[Incoming] = deque()
         self.gone = False  #: the broker ended its consumers: the queue may not exist any more
-        self.single: bool | None = None  #: only one consumer of the queue is ever active; None: not known yet
+        self.single: bool | None = None  #: only one consumer of the queue may ever be active; None: not asked yet
 
     def room(self) -> int:
         """How many more it may be given, beyond what its live consumers may hold already."""
@@ -76,7 +76,7 @@ class Consumer:
         epoch: str,
         counts: bool,
         releases: bool,
-        is_single: Callable[[str, float], bool],
+        is_single: Callable[[str, float], bool | None],
     ) -> None:
         self._connection = connection
         self._epoch = epoch
@@ -104,7 +104,7 @@ class Consumer:
         self._check()
         if any(feed.live for feed in subscription.feeds):
             if subscription.single is None:
-                subscription.single = self._is_single(queue, deadline)
+                subscription.single = self._is_single(queue, deadline) is not False
             room = subscription.room()
             if room < 0 or (room > 0 and (subscription.single or len(subscription.feeds) >= FEEDS_MAX)):
                 self._cancel(subscription, deadline)

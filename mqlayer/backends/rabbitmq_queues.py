@@ -23,6 +23,7 @@ from mqlayer.backends.rabbitmq_wire import (
 from mqlayer.driver import Declare, Outgoing, QueueOptions, Stats
 from mqlayer.errors import (
     ArgumentError,
+    AuthenticationError,
     MQError,
     NotSentError,
     QueueMismatchError,
@@ -66,7 +67,9 @@ class Queues:
             raise QueueNotFoundError(f"there is no queue {queue!r}")
         if found and mode is not Declare.COMPARE:
             stored = QueueOptions(
-                dead_letter=self._dead_letter(queue, deadline), temporary=options.temporary, ordered=options.ordered
+                dead_letter=self._dead_letter(queue, deadline),
+                temporary=options.temporary,
+                ordered=self.is_single(queue, deadline) is True,
             )
         else:
             self._remember_dead_letter(queue, options.dead_letter, found, deadline)
@@ -205,8 +208,8 @@ class Queues:
             self._known.add(exchange)
         return exchange
 
-    def is_single(self, queue: str, deadline: float) -> bool:
-        """Whether the queue lets only one consumer at a time be active. Where RabbitMQ does not let us know, it may be so.
+    def is_single(self, queue: str, deadline: float) -> bool | None:
+        """Whether the queue lets only one consumer at a time be active; ``None`` where RabbitMQ does not let us know.
 
         Nothing tells a queue's arguments but the complaint about a declare that differs in one of them.
         """
@@ -215,15 +218,18 @@ class Queues:
         other = "classic" if self._queue_type == "quorum" else "quorum"
         ours = [queue_arguments(kind, QueueOptions()) for kind in (self._queue_type, other)]
         for arguments in (*ours, {}, {"x-queue-type": "quorum"}):  # the last two: as other clients make them
-            complaint = self._complaint(queue, arguments, deadline)
-            if "inequivalent arg 'x-expires'" in complaint:
-                temporary = queue_arguments(self._queue_type, QueueOptions(temporary=True))["x-expires"]
-                complaint = self._complaint(queue, {**arguments, "x-expires": temporary}, deadline)
+            try:
+                complaint = self._complaint(queue, arguments, deadline)
+                if "inequivalent arg 'x-expires'" in complaint:
+                    temporary = queue_arguments(self._queue_type, QueueOptions(temporary=True))["x-expires"]
+                    complaint = self._complaint(queue, {**arguments, "x-expires": temporary}, deadline)
+            except AuthenticationError:
+                return None  # who may not configure a queue may still read it
             if "inequivalent arg 'x-single-active-consumer'" in complaint:
                 return True
             if not complaint:
                 return False
-        return True
+        return None
 
     def _complaint(self, queue: str, arguments: dict[str, Any], deadline: float) -> str:
         """What RabbitMQ says against the queue's having these arguments; empty: it has them."""
@@ -254,6 +260,8 @@ class Queues:
             )
         except QueueMismatchError as exc:
             return remembered_dead_letter(str(exc), asked)
+        except AuthenticationError:
+            return None  # without the right to configure it, RabbitMQ does not tell
         return None
 
     def _remember_dead_letter(self, queue: str, dead_letter: str | None, found: bool, deadline: float) -> None:

@@ -102,7 +102,7 @@ class ConsumerCore:
             for queue in self._queues:
                 options: QueueOptions = yield connection.ensure(queue, left())
                 self._dead_letters[queue] = self._target(queue, options.dead_letter)
-                line.consume(queue)
+                line.consume(queue, ordered=options.ordered)
         except BaseException:
             line.close(0.0)
             engine.forget(line)

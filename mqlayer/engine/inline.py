@@ -115,8 +115,8 @@ class InlineLine:
 
     # --- consuming ---------------------------------------------------------------------------------------------------
 
-    def consume(self, queue: str) -> None:
-        """Take deliveries from that queue too."""
+    def consume(self, queue: str, *, ordered: bool = False) -> None:
+        """Take deliveries from that queue too. Here nothing is fetched ahead, from ordered queues or others."""
         with self._lock:
             self._session.subscribe(queue, WINDOW, self._lease, self._timeout)
 

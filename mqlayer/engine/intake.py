@@ -51,14 +51,22 @@ class Intake:
         self._asked = 0
         self._proven = False
         self._windows: dict[str, int] = {}
+        self._steady: set[str] = set()  # queues whose window never shrinks
         self._leased: set[Held] = set()  # buffered or taken, where leases are timed
         self._renew_at = _NEVER  # no lease is due earlier
         self._error: MQError | None = None
         self._pause_until = 0.0
 
-    def add_queue(self, queue: str) -> None:
-        """Consume from one queue more."""
+    def add_queue(self, queue: str, *, ordered: bool = False) -> None:
+        """Consume from one queue more.
+
+        An ordered queue of a broker that pushes: any change of the window can make another consumer the active one while
+        deliveries are still here, and what goes back may go behind the others. So its window is what callers demand at
+        the most, never less again, and what arrives stays until it is taken.
+        """
         with self.signal.condition:
+            if ordered and not self._timed:
+                self._steady.add(queue)
             if queue not in self._windows:
                 self._taken[queue] = self._buffered[queue] = self._windows[queue] = 0
 
@@ -207,7 +215,10 @@ class Intake:
             target = 0
             if not self.closed:
                 here = self._taken[queue] + buffered[queue]
-                target = window(self._prefetch, here, asked, proven=self._proven, suspect_held=self._suspects > 0)
+                if queue in self._steady:
+                    target = max(size, here + asked, 0)
+                else:
+                    target = window(self._prefetch, here, asked, proven=self._proven, suspect_held=self._suspects > 0)
             if target != size:
                 changes[queue] = target
         return changes
@@ -217,12 +228,19 @@ class Intake:
         """Nothing may be here but what callers hold and ask for."""
         return not self._proven or self._suspects > 0
 
+    def _overfull(self) -> bool:
+        """Something must leave the buffer."""
+        keep = 0 if self.closed else self._asked if self._alone else len(self._buffer)
+        return len(self._buffer) > keep and any(held.incoming.queue not in self._steady for held in self._buffer)
+
     def _kept(self) -> list[Held]:
         """What may stay in the buffer: where it is little, a suspect that somebody waits for goes first."""
-        keep = 0 if self.closed else self._asked if self._alone else len(self._buffer)
-        if keep >= len(self._buffer):
+        if not self._overfull():
             return list(self._buffer)
-        return sorted(self._buffer, key=lambda held: not held.suspect)[:keep]
+        steady = [held for held in self._buffer if held.incoming.queue in self._steady]
+        others = [held for held in self._buffer if held.incoming.queue not in self._steady]
+        keep = 0 if self.closed else max(self._asked - len(steady), 0)
+        return steady + sorted(others, key=lambda held: not held.suspect)[:keep]
 
     def surplus(self) -> list[Verdict]:
         """Buffered deliveries that have expired, must not stay beside a suspect, or will be taken by nobody any more."""
@@ -291,8 +309,7 @@ class Intake:
     def restless(self) -> bool:
         """The owner has something to change before it may sleep: a window, or a surplus."""
         with self.signal.condition:
-            keep = 0 if self.closed else self._asked if self._alone else _NEVER
-            return bool(self._expired) or len(self._buffer) > keep or bool(self._changes())
+            return bool(self._expired) or self._overfull() or bool(self._changes())
 
     @property
     def renew_at(self) -> float:

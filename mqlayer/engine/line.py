@@ -170,9 +170,9 @@ class ThreadLine:
 
     # --- callers: consuming ------------------------------------------------------------------------------------------
 
-    def consume(self, queue: str) -> None:
-        """Take deliveries from that queue too."""
-        self._intake.add_queue(queue)
+    def consume(self, queue: str, *, ordered: bool = False) -> None:
+        """Take deliveries from that queue too; *ordered*: it has one active consumer at a time."""
+        self._intake.add_queue(queue, ordered=ordered)
 
     def take(self, limit: int, holder: Holder) -> list[Held]:
         """Up to *limit* deliveries that are here already.

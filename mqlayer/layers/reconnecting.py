@@ -95,8 +95,10 @@ class Reconnecting:
 
     def declare(self, queue: str, options: QueueOptions, mode: Declare, timeout: float) -> QueueOptions:
         stored = self._again(timeout, lambda session, left: session.declare(queue, options, mode, left))
-        if mode is not Declare.CHECK:
+        if mode is Declare.COMPARE:
             self._declared[queue] = options
+        elif mode is Declare.ENSURE:  # asks for nothing in particular: what was asked for before stands
+            self._declared.setdefault(queue, stored)
         return stored
 
     def bind(self, topic: str, group: str | None, timeout: float) -> str:

@@ -21,12 +21,14 @@ ME = threading.current_thread()
 class Fixture:
     """An intake, its clock, and short names for what a test does with it."""
 
-    def __init__(self, *queues: str, prefetch: int = 4, hold_max: float = 3600.0, timed: bool = False) -> None:
+    def __init__(
+        self, *queues: str, prefetch: int = 4, hold_max: float = 3600.0, timed: bool = False, ordered: bool = False
+    ) -> None:
         self.clock = ManualClock()
         capabilities = NATIVE if timed else UNTIMED
         self.intake = Intake(capabilities, clock=self.clock, prefetch=prefetch, lease=None, hold_max=hold_max)
         for queue in queues or ("q",):
-            self.intake.add_queue(queue)
+            self.intake.add_queue(queue, ordered=ordered)
 
     def arrive(self, *items: Incoming) -> list[Held]:
         got = [Held(item, Counts.DELIVERIES, self.clock.monotonic(), self.intake.epoch) for item in items]
@@ -368,3 +370,51 @@ class TestHolders:
         holders.add(Held(incoming("theirs"), Counts.DELIVERIES, 0.0, 0), Mortal())
         holders.wait(Mortal(), 0.0)
         assert "still being handled" in caplog.text
+
+
+class TestOrderedQueues:
+    def test_the_window_is_what_callers_demanded_at_the_most(self) -> None:
+        one = Fixture(ordered=True, prefetch=100)
+        assert one.intake.windows() == {}
+        one.intake.ask(1)
+        assert one.intake.windows() == {"q": 1}
+        one.arrive(incoming("a"))
+        (held,) = one.take()
+        one.intake.ask(-1)
+        one.intake.settled(held)
+        assert one.intake.windows() == {}, "a change would make another consumer the active one"
+        one.intake.ask(3)
+        assert one.intake.windows() == {"q": 3}
+        one.intake.ask(-3)
+        assert one.intake.windows() == {}
+        one.intake.close()
+        assert one.intake.windows() == {"q": 0}
+
+    @pytest.mark.parametrize("suspect", [0, 1])
+    def test_what_nobody_asked_for_stays_and_is_next(self, suspect: int) -> None:
+        one = Fixture(ordered=True)
+        one.intake.ask(1)
+        one.intake.windows()
+        one.arrive(incoming("a", count=suspect))
+        (held,) = one.take()
+        one.intake.ask(-1)
+        one.intake.settled(held)
+        one.arrive(incoming("b", count=1))
+        assert released(one) == []
+        assert not one.intake.restless
+        assert names(one.take()) == ["b"]
+
+    def test_a_closed_consumer_leaves_it_to_the_connection_to_give_back(self) -> None:
+        one = Fixture(ordered=True)
+        one.intake.ask(1)
+        one.intake.windows()
+        one.arrive(incoming("a"))
+        one.intake.close()
+        one.intake.windows()
+        assert released(one) == []
+        assert not one.intake.restless
+
+    def test_a_lease_needs_no_such_care(self) -> None:
+        one = Fixture(ordered=True, timed=True)
+        one.prove()
+        assert one.intake.windows() == {"q": 4}
