@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 from mqlayer.backends.memory_faults import Faults
 from mqlayer.backends.memory_profiles import MEMORY, Profile, check_name, refusal, stored_options
@@ -204,9 +203,11 @@ class LimitedSession:
         self._need("stats")
         self._make_sure(queue, timeout)
         stats = self._inner.stats(queue, timeout)
-        return (
-            replace(stats, approximate=True) if self._profile is not None and self._profile.approximate_stats else stats
-        )
+        profile = self._profile
+        if profile is None:
+            return stats
+        told = {name: getattr(stats, name) for name in profile.stats}
+        return Stats(approximate=profile.approximate_stats, **told)
 
     def peek(self, queue: str, limit: int, timeout: float) -> Sequence[Incoming]:
         self._need("peek")

@@ -61,12 +61,15 @@ class Profile:
         name_max_bytes: Of a queue's name, in UTF-8.
         header_name_max_bytes: The same of a header's.
         headers_max: How many headers a message may have.
-        reserved_headers: Names that the broker writes or acts on, in small letters; one that ends in ``*`` is a prefix.
+        reserved_headers: Names that the broker writes or acts on; one that ends in ``*`` is a prefix.
+        reserved_as_written: Only these spellings; otherwise they stand in small letters for any.
         integers_64_bit: Larger whole numbers cannot travel.
         size_counts_headers: ``body_max_bytes`` is of body and headers together.
         fifo_suffix: Queues with this suffix keep order and know groups and deduplication but no delay of one message;
             other queues know neither.
+        delays_topics: What is published to a topic can be delayed.
         approximate_stats: Counts are estimates.
+        stats: What the broker tells of a queue.
         options: What the broker stores of ``QueueOptions``.
     """
 
@@ -75,10 +78,13 @@ class Profile:
     header_name_max_bytes: int | None = None
     headers_max: int | None = None
     reserved_headers: tuple[str, ...] = ()
+    reserved_as_written: bool = False
     integers_64_bit: bool = True
     size_counts_headers: bool = False
     fifo_suffix: str | None = None
+    delays_topics: bool = True
     approximate_stats: bool = False
+    stats: tuple[str, ...] = ("ready", "in_flight", "delayed")
     options: tuple[str, ...] = ("temporary", "ordered")
 
 
@@ -94,7 +100,7 @@ _QUORUM = replace(
     group_id=_NOT,
     dedup_id=_NOT,
     dedup_window=None,
-    # The default is the consumer's word; the queue's own dead-lettering is not used, so the broker stores no name.
+    # The queue's own dead-lettering is not used: it would count each return. Only the name is stored.
     dead_letter=_NOT,
     # basic.get changes the redelivered flag, so there is no look without a trace
     peek=_NOT,
@@ -102,6 +108,7 @@ _QUORUM = replace(
     nack=_NOT,
     release=_NOT,
     forward=_NOT,
+    delay_max=24 * HOURS,  # the longest of the delay queues
     # consumer_timeout, 30 minutes by default since 3.8.17: https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout
     lease_max=30 * MINUTES,
     # max_message_size, 128 MiB by default from 3.8 to 3.13 (16 MiB in 4.0): rabbitmq.conf.example
@@ -114,8 +121,17 @@ _RABBITMQ = Profile(
     name_max_bytes=255,
     # field names are short strings: https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf 4.2.5.5
     header_name_max_bytes=255,
-    # https://www.rabbitmq.com/docs/dlx#effects , /sender-selected ; the broker reads or writes these
-    reserved_headers=("x-death", "x-first-death-*", "x-last-death-*", "x-delivery-count", "cc", "bcc"),
+    # https://www.rabbitmq.com/docs/dlx#effects , /sender-selected ; the broker and its plugins read or write these
+    reserved_headers=(
+        *("x-death", "x-first-death-*", "x-last-death-*", "x-delivery-count", "x-acquired-count", "x-stream-offset"),
+        *("x-received-from", "x-mqtt-publish-qos", "x-amqp-1.0-*", "CC", "BCC"),
+    ),
+    reserved_as_written=True,
+    # What waits is in the delay's queue, which knows no topics
+    delays_topics=False,
+    # AMQP's queue.declare-ok counts what is ready, and nothing else
+    stats=("ready",),
+    options=("dead_letter", "temporary", "ordered"),
 )
 
 PROFILES: Mapping[ProfileName, Profile] = {
@@ -230,6 +246,8 @@ def _unsupported(profile: Profile, queue: str | None, message: Outgoing) -> MQEr
         "dedup_id": (message.dedup_id is not None, can.dedup_id is _NATIVE and fifo),
         "delay": (message.delay > 0, can.delay is _NATIVE and not (profile.fifo_suffix is not None and fifo)),
     }
+    if queue is None and message.delay > 0 and not profile.delays_topics:
+        return UnsupportedError("the broker cannot delay what is published to a topic")
     for name, (wanted, has) in asked.items():
         if wanted and not has:
             hint = f" (only names that end in {profile.fifo_suffix!r} know groups, and those no delay)"
@@ -246,7 +264,7 @@ def _bad_header(profile: Profile, message: Outgoing) -> HeaderError | None:
         text = f"{len(message.headers)} headers; the broker takes {profile.headers_max}"
         return HeaderError(text, message_id=message.id)
     for name, value in message.headers.items():
-        low = name.lower()
+        low = name if profile.reserved_as_written else name.lower()
         if any(low.startswith(kept[:-1]) if kept[-1] == "*" else low == kept for kept in profile.reserved_headers):
             return HeaderError(f"header {name!r} is the broker's own", message_id=message.id)
         most = profile.header_name_max_bytes

@@ -1,6 +1,7 @@
 """``memory://?profile=…`` refuses what the real broker refuses."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from memory_sessions import PLAIN, T, holds, ids, messages, nobody, open_backend, open_session
@@ -18,6 +19,7 @@ from mqlayer.driver import (
     Outgoing,
     QueueOptions,
     Release,
+    Stats,
     Support,
 )
 from mqlayer.errors import (
@@ -84,6 +86,8 @@ def test_a_profile_refuses_what_the_broker_refuses(
         ("rabbitmq-classic", {"x-delivery-count": 1}, True),
         ("rabbitmq", {"CC": "x"}, True),
         ("rabbitmq", {"BCC": "x"}, True),
+        ("rabbitmq", {"cc": "x"}, False),
+        ("rabbitmq", {"x-amqp-1.0-properties": "x"}, True),
         ("rabbitmq", {"x-request-id": "x"}, False),
         ("rabbitmq", {"n" * 255: 1}, False),
         ("rabbitmq", {"é" * 128: 1}, True),
@@ -165,7 +169,7 @@ def test_rabbitmq_has_no_leases_but_a_consumer_timeout() -> None:
     assert held.lease_until is None
     clock.advance(1799.0)
     assert session.settle([Extend(held, 30.0)], T) == {}
-    assert session.stats("q", T) == holds(0, 1, 0)
+    assert session.stats("q", T) == Stats(ready=0), "it does not tell what is held"
     clock.advance(1.0)
     assert isinstance(session.settle([Ack(held)], T)[0], StaleDeliveryError)
 
@@ -259,7 +263,7 @@ def test_a_profile_stores_and_compares_the_options_that_the_broker_does(profile:
     session = open_session(f"memory://?profile={profile}")
     asked = QueueOptions(dead_letter="dead", temporary=True, ordered=True)
     stored = session.declare("r", asked, Declare.COMPARE, T)
-    assert stored.dead_letter is None
+    assert stored.dead_letter == ("dead" if profile.startswith("rabbitmq") else None)
     assert session.declare("r", asked, Declare.COMPARE, T) == stored
     if session.capabilities.compares_queues:
         with pytest.raises(QueueMismatchError):
@@ -270,3 +274,22 @@ def test_a_profile_stores_and_compares_the_options_that_the_broker_does(profile:
 
 def test_no_profile_claims_what_memory_cannot_keep(profile: str) -> None:
     assert not open_session(f"memory://?profile={profile}").capabilities.durable
+
+
+@pytest.mark.parametrize("kind", ["quorum", "classic"])
+def test_the_profile_of_rabbitmq_is_what_its_backend_says_but_for_durability(kind: str) -> None:
+    rabbitmq = pytest.importorskip("mqlayer.backends.rabbitmq_session")
+    name = "rabbitmq" if kind == "quorum" else "rabbitmq-classic"
+    ours = open_session(f"memory://?profile={name}").capabilities
+    assert ours == replace(rabbitmq.capabilities(kind, "3.10.8"), durable=False)
+
+
+@pytest.mark.parametrize("profile", ["rabbitmq", "rabbitmq-classic"])
+def test_rabbitmq_delays_no_topic_and_counts_only_what_is_ready(profile: str) -> None:
+    session = open_session(f"memory://?profile={profile}")
+    session.bind("news", "readers", T)
+    (failure,) = session.publish("news", [Outgoing("late", b"", delay=1.0)], T).values()
+    assert isinstance(failure, UnsupportedError)
+    session.declare("q", PLAIN, Declare.ENSURE, T)
+    assert session.send("q", [Outgoing("late", b"", delay=1.0), Outgoing("now", b"")], T) == {}
+    assert session.stats("q", T) == Stats(ready=1)
