@@ -178,7 +178,7 @@ class ConsumerCore:
             if verdict is None:
                 admitted.append(held)
             else:
-                held.settled = True
+                held.settle_once()
                 line.settle(held, verdict, give_back=True)
         return admitted
 
@@ -197,8 +197,7 @@ class ConsumerCore:
 
     def ack(self, line: Line, held: Held) -> "Future[None] | None":
         """Returns the future to wait for, if the broker confirms."""
-        self._check(line, held)
-        held.settled = True
+        self._claim(line, held)
         if self._confirms and not line.inline:
             return line.settle(held, Ack(held.incoming))
         line.settle_later(held, Ack(held.incoming))
@@ -207,13 +206,11 @@ class ConsumerCore:
     def nack(self, line: Line, held: Held, delay: float) -> "Future[None]":
         if not 0.0 <= delay < float("inf"):
             raise ArgumentError(f"delay is a number of seconds from 0, not {delay!r}")
-        self._check(line, held)
-        held.settled = True
+        self._claim(line, held)
         return line.settle(held, Nack(held.incoming, delay), give_back=True)
 
     def reject(self, line: Line, held: Held, reason: str) -> "Future[None]":
-        self._check(line, held)
-        held.settled = True
+        self._claim(line, held)
         return line.settle(held, self._rejection(held, reason), give_back=True)
 
     def _rejection(self, held: Held, reason: str) -> Verdict:
@@ -248,6 +245,18 @@ class ConsumerCore:
             raise StaleDeliveryError(f"the consumer is closed; the broker has message {of.message.id} back")
         line.check(held)
 
+    def _claim(self, line: Line, held: Held) -> None:
+        """The caller may settle it, and nobody else may any more.
+
+        Raises:
+            ForkedError, AlreadySettledError, StaleDeliveryError
+        """
+        self._check(line, held)
+        if not held.settle_once():
+            raise AlreadySettledError(
+                f"message {held.incoming.message.id} of {held.incoming.queue!r} was settled before"
+            )
+
     # --- the end of ``with delivery`` --------------------------------------------------------------------------------
 
     def finish(self, line: Line, held: Held, error: BaseException | None) -> "Future[None] | None":
@@ -259,13 +268,14 @@ class ConsumerCore:
         if held.settled:
             return None
         try:
-            self._check(line, held)
+            if error is None:
+                return self.ack(line, held)
+            self._claim(line, held)
+        except AlreadySettledError:  # by another thread, just now
+            return None
         except StaleDeliveryError:
             line.seen.settle_failures += 1  # the session, which counts the others, never hears of it
             raise
-        if error is None:
-            return self.ack(line, held)
-        held.settled = True
         # KeyboardInterrupt, SystemExit and CancelledError are not the message's fault
         failed = isinstance(error, Exception)
         verdict = self._after_failure(held, error) if failed else Release(held.incoming)

@@ -1,6 +1,7 @@
 """One delivery on its way through this process, and who holds which: a consumer that closes lets others finish."""
 
 import logging
+import threading
 from typing import Protocol
 
 from mqlayer.clock import Clock
@@ -25,6 +26,7 @@ class Held:
     """One delivery on its way through this process, from the broker's hand to its settlement."""
 
     __slots__ = (
+        "_settling",
         "count",
         "epoch",
         "given_at",
@@ -32,7 +34,6 @@ class Held:
         "incoming",
         "lease",
         "renew_at",
-        "settled",
         "stale_at",
         "suspect",
         "taken",
@@ -50,7 +51,7 @@ class Held:
         self.given_at = now
         self.taken = False  # by a caller, who has not settled it yet
         self.holder: Holder | None = None  # the caller's thread or task
-        self.settled = False
+        self._settling = threading.Lock()
         until = incoming.lease_until
         if until is None:
             self.lease = 0.0
@@ -64,6 +65,14 @@ class Held:
         # A little before its end what is done could already meet another consumer's copy.
         self.stale_at = now + seconds - lease_margin(self.lease)
         self.renew_at = now + renew_after(self.lease)
+
+    @property
+    def settled(self) -> bool:
+        return self._settling.locked()
+
+    def settle_once(self) -> bool:
+        """True for the first caller; of several threads at once, for one."""
+        return self._settling.acquire(blocking=False)
 
     @property
     def timed(self) -> bool:

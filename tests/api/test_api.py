@@ -525,6 +525,27 @@ class TestSettling:
             with pytest.raises(AlreadySettledError):
                 getattr(delivery, second)(*arguments)
 
+    def test_of_many_threads_one_settles(self, url: str) -> None:
+        with mqlayer.connect(url) as mq, mq.producer("q") as producer, mq.consumer("q") as consumer:
+            for _ in range(50):
+                producer.send("x")
+                delivery = consumer.receive(timeout=SOON)
+                assert delivery is not None
+                start = threading.Barrier(4)
+
+                def ack(delivery: mqlayer.Delivery = delivery, start: threading.Barrier = start) -> str:
+                    start.wait()
+                    try:
+                        delivery.ack()
+                    except AlreadySettledError as error:
+                        return type(error).__name__
+                    return ""
+
+                with ThreadPoolExecutor(4) as pool:
+                    outcomes = sorted(future.result() for future in [pool.submit(ack) for _ in range(4)])
+                assert outcomes == ["", *["AlreadySettledError"] * 3]
+            assert mq.health().settled == 50
+
     def test_an_undecodable_body_is_rejected_at_once(self, mq: Any) -> None:
         send(mq, "q", b"{", content_type="application/json")
         with mq.consumer("q") as consumer, mq.consumer("q.dead") as dead:
