@@ -185,6 +185,11 @@ class ConnectionCore:
         self._finalizer.detach()
         engine.close(seconds, closer)
 
+    def abandon(self) -> None:
+        """As if the process had ended here, for tests of what a crash leaves behind: nothing is closed in order."""
+        self._finalizer.detach()
+        self.engine.abandon()
+
 
 def _left_open(engine: Engine, core: "weakref.ref[ConnectionCore]") -> None:
     """Close what nobody closed: at the exit, or because nobody refers to it any more. A delivery refers to it, so then

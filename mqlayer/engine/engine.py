@@ -200,6 +200,12 @@ class Engine:
             line.close(max(deadline - self.clock.monotonic(), CLOSE_MIN))
         self.target.backend.close()
 
+    def abandon(self) -> None:
+        """As if the process had ended here, for tests of what a crash leaves behind: nothing is closed in order."""
+        self.closed = True
+        for line in self.lines:
+            line.abandon()
+
     @property
     def lines(self) -> list[Line]:
         with self._lock:

@@ -247,6 +247,10 @@ class InlineLine:
         """After ``stop``: let others than *closer* settle what they hold."""
         self._holders.wait(closer, timeout)
 
+    def abandon(self) -> None:
+        """As if the process had ended here. The session goes with whoever refers to it last."""
+        self._closed = True
+
     def close(self, timeout: float) -> None:
         with self._lock:
             if not self._closed:

@@ -93,6 +93,7 @@ class ThreadLine:
         self._idle = False
         self._hasty = 0
         self._closing = False
+        self._abandoned = False
         self._broken: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._start = threading.Lock()
@@ -278,6 +279,16 @@ class ThreadLine:
                 thread.join(GRACE)
         self.room.notify()
 
+    def abandon(self) -> None:
+        """As if the process had ended here: nothing is drained, settled or closed in order."""
+        self._abandoned = True
+        self._session.abort()
+        self.wake()
+        with self._start:
+            thread = self._thread
+        if thread is not None:
+            thread.join(GRACE)
+
     def _check_open(self) -> None:
         if self._broken is not None:
             raise ConnectionLostError(
@@ -315,13 +326,14 @@ class ThreadLine:
             while going_on:
                 PROCESS.let_forks_pass()
                 with self.turning:
-                    going_on = self._turn()
+                    going_on = not self._abandoned and self._turn()
         except BaseException as exc:  # a defect: whoever waits must hear of it, then it goes its way
             log.exception("%s ended", self._name)
             error = self._broken = exc
             raise
         finally:
-            self._end(error)
+            if not self._abandoned:
+                self._end(error)
 
     def _turn(self) -> bool:
         """Everything that is queued, then whatever arrives. False when there is nothing more to do for ever."""

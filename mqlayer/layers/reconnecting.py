@@ -29,6 +29,7 @@ from mqlayer.errors import (
     BrokerError,
     ClosedError,
     ConnectionLostError,
+    ForkedError,
     MQError,
     OutcomeUnknownError,
     QueueNotFoundError,
@@ -222,6 +223,8 @@ class Reconnecting:
     def _attempt(self, messages: Sequence[Outgoing], deadline: float, send: _Send) -> Failures:
         try:
             session = self._live(deadline)
+        except ForkedError as error:  # the store is in the parent's memory: no attempt is ever better
+            return dict.fromkeys(range(len(messages)), error)
         except MQError as error:
             return {place: not_sent(error) for place in range(len(messages))}
         return self._try(session, messages, max(deadline - self._clock.monotonic(), 0.0), send)

@@ -1,6 +1,7 @@
 """``python -m mqlayer.testing acme.harness:Harness``: the durability suite over one backend, and its column of the matrix."""
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (HarnessError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    if not given.verbose:  # most criteria break things on purpose
+        logging.getLogger().addHandler(logging.NullHandler())
     document = Document()
     with Column(harness, profile=Profile(given.profile), seed=given.seed, output=given.output) as column:
         sys.stdout.write(f"{harness.name}, profile {given.profile}, seed {column.seed}\n")
@@ -54,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=Path, help=f"folder for {JSON}, {MARKDOWN} and the ledgers; merged into what is there"
     )
     parser.add_argument("--criterion", nargs="+", action="extend", metavar="ID", help="only these, such as C01 F1a")
+    parser.add_argument("--verbose", action="store_true", help="what the clients log, on standard error")
     parser.add_argument("--seed", type=int, help="of an earlier run, to make its choices again")
     return parser
 

@@ -15,6 +15,7 @@ from mqlayer.errors import (
     ClosedError,
     ConnectFailedError,
     ConnectionLostError,
+    ForkedError,
     MQError,
     NotSentError,
     OutcomeUnknownError,
@@ -106,6 +107,11 @@ class TestSending:
         session, _ = reconnecting(live)
         assert session.send("q", [outgoing("a"), outgoing("b")], 5.0) == {0: error}
         assert len(live.named("send")) == 1
+
+    def test_a_store_that_is_in_another_process_is_tried_once(self) -> None:
+        error = ForkedError("the store is in the parent's memory")
+        session, _ = reconnecting(error, FakeSession())
+        assert session.send("q", [outgoing("a")], 5.0) == {0: error}
 
     def test_what_is_refused_by_an_exception_is_final(self) -> None:
         live = FakeSession()

@@ -105,8 +105,8 @@ class Work:
 
     def bury(self) -> None:
         """Once an abandoned actor's thread has ended: drop what it had, as the end of a process does, closing nothing."""
-        for finalizer in [connection.core._finalizer for connection in self._connections]:
-            finalizer.detach()  # forgotten connections are closed in good order, which a crash does not do
+        for connection in self._connections:
+            connection.core.abandon()  # a forgotten connection is closed in good order, which a crash does not do
         self._connections.clear()
         gc.collect()
 

@@ -217,7 +217,7 @@ def _outcome(call: Callable[[], Any]) -> Any:
     except ForkedError:
         return "ForkedError"
     except (MQError, AssertionError) as error:
-        return repr(error)
+        return "ForkedError" if isinstance(error.__cause__, ForkedError) else repr(error)
 
 
 def _read_all(pipe: int, timeout: float) -> bytes:
