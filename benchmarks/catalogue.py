@@ -230,7 +230,7 @@ Q1 = Benchmark(
                 ),
                 Variant(
                     name="mqlayer-100",
-                    title="mqlayer asyncio, `receive_many(100)`, `gather` of acks",
+                    title="mqlayer, `receive_many(100)`, `ack_many`",
                     run="sqlite:mqlayer_get_many",
                     count=50_000,
                 ),

@@ -3,7 +3,6 @@
 persist-queue stores one pickled object; it is given the same facts: id, content type, one header, body.
 """
 
-import asyncio
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -123,31 +122,26 @@ def mqlayer_get_one(job: Job) -> Result:
 
 
 def mqlayer_get_many(job: Job) -> Result:
-    """asyncio: ``receive_many(100)``, then the hundred acks together in ``gather``; they share a commit."""
-    return asyncio.run(_get_many(job))
-
-
-async def _get_many(job: Job) -> Result:
+    """``receive_many(100)``, then ``ack_many``: the hundred acks share a commit."""
     import mqlayer
-    import mqlayer.aio
 
     meter, body, count, size = Meter(), _body(job), 0, 0
-    with durable() as check, mqlayer.connect(_url(job)) as mq, mq.producer("bench") as producer:
-        _fill(producer, body, job.count)
-        check()
-    with durable() as check:
+    with durable() as check, mqlayer.connect(_url(job)) as mq:
+        with mq.producer("bench") as producer:
+            _fill(producer, body, job.count)
         meter.start()
-        async with mqlayer.aio.connect(_url(job)) as aio:
-            async with aio.consumer("bench", prefetch=BATCH) as consumer:
-                while count < job.count:
-                    deliveries = await consumer.receive_many(BATCH, IDLE)
-                    if not deliveries:
-                        break
-                    size += sum(len(delivery.message.body) for delivery in deliveries)
-                    await asyncio.gather(*(delivery.ack() for delivery in deliveries))
-                    count += len(deliveries)
-                check()
-            meter.stop()
+        with mq.consumer("bench", prefetch=BATCH) as consumer:
+            while count < job.count:
+                deliveries = consumer.receive_many(BATCH, IDLE)
+                if not deliveries:
+                    break
+                size += sum(len(delivery.message.body) for delivery in deliveries)
+                failures = consumer.ack_many(deliveries)
+                if failures:
+                    raise WrongResultError(f"not acked: {failures}")
+                count += len(deliveries)
+            check()
+        meter.stop()
     check_count("bytes of bodies", size, count * len(body))
     return meter.result(count)
 

@@ -23,23 +23,26 @@ PATIENCE = 10.0
 
 @criterion("C01")
 def messages_make_the_round_trip(stage: Stage) -> Outcome:
-    """Id, body and headers are the same, and an acked message is gone."""
+    """Id, body, headers and what answers need are the same, and an acked message is gone."""
     mq = stage.connect()
     queue = stage.queue()
     number = stage.size(quick=100, full=100)
     with mq.producer(queue) as producer:
         stage.assert_empty(mq, queue)
-        sent: dict[str | None, tuple[bytes, dict[str, HeaderValue]]] = {}
+        sent: dict[str | None, tuple[object, ...]] = {}
         for index in range(number):
             body = stage.random.randbytes(100)
             headers: dict[str, HeaderValue] = {"index": index, "tenant": "pbs"}
-            sent[producer.send(body, headers=headers)] = body, headers
+            correlation_id, reply_to = f"c-{index}", "answers"
+            id = producer.send(body, headers=headers, correlation_id=correlation_id, reply_to=reply_to)
+            sent[id] = body, headers, correlation_id, reply_to
     assert len(sent) == number, f"{number} sends returned {len(sent)} different ids"
-    came: dict[str | None, tuple[bytes, dict[str, HeaderValue]]] = {}
+    came: dict[str | None, tuple[object, ...]] = {}
     with mq.consumer(queue) as consumer:
         for _ in range(number):
             delivery = _receive(stage, consumer.receive(timeout=stage.seconds(PATIENCE)), len(came), number)
-            came[delivery.message.id] = delivery.message.body, dict(delivery.message.headers)
+            message = delivery.message
+            came[message.id] = message.body, dict(message.headers), message.correlation_id, message.reply_to
             delivery.ack()
     assert came == sent, f"{sum(came.get(id) != what for id, what in sent.items())} of {number} came back different"
     stage.assert_empty(mq, queue)

@@ -4,7 +4,7 @@ import contextlib
 import time
 
 from mqlayer.api import Connection, Delivery
-from mqlayer.driver import HeaderValue
+from mqlayer.driver import HeaderValue, Support
 from mqlayer.errors import ArgumentError
 from mqlayer.message import Message
 from mqlayer.policy import Retry
@@ -22,7 +22,8 @@ __all__ = [
 
 @criterion("C23")
 def high_priorities_come_first(stage: Stage) -> Outcome:
-    """A backlog of priorities 0 to 9, and without one: higher first, and equal ones in the order they were sent."""
+    """A backlog of priorities 0 to 9, and without one: higher first, and equal ones in the order they were sent. What
+    comes back or was delayed keeps its rank."""
     number = 100
     mq = stage.connect()
     queue = stage.queue()
@@ -48,12 +49,37 @@ def high_priorities_come_first(stage: Stage) -> Outcome:
     for delivery in deliveries:
         told = delivery.message.priority
         assert told == priorities[delivery.message.payload], f"sent with {priorities[delivery.message.payload]}: {told}"
-    return Outcome(counts={"checked": number})
+    _keeps_its_rank(stage, mq)
+    return Outcome(counts={"checked": number + 6})
+
+
+def _keeps_its_rank(stage: Stage, mq: Connection) -> None:
+    queue = stage.queue("again")
+    delays = stage.capabilities.delay is not Support.UNSUPPORTED
+    with mq.producer(queue) as producer:
+        producer.send_many([Message("nacked", priority=8), Message("held", priority=8)])
+        with mq.consumer(queue, prefetch=1) as consumer:
+            first, held = receive(stage, consumer), receive(stage, consumer)
+            for n, priority in enumerate((None, 3, 7)):
+                producer.send(f"waits {n}", priority=priority)
+            first.nack()
+            # once it has come, or is held beside its neighbour, both are back: it goes with the consumer
+            again = receive(stage, consumer, "a nacked message of high priority")
+            assert again.message.payload == "nacked", f"{again.message.payload} came before what has a higher priority"
+            assert held.message.payload == "held", f"{held.message.payload} came out of turn"
+        if delays:
+            begun = time.monotonic()
+            producer.send("delayed", priority=9, delay=0.2)
+            stage.wait_until(lambda: time.monotonic() > begun + 1.0, "the delay is over")
+    came = [delivery.message.payload for delivery in receive_all(stage, mq, queue, 5 + delays)]
+    expected = [["delayed"] if delays else [], ["held", "nacked"], ["waits 2"], ["waits 1"], ["waits 0"]]
+    ranks = [came[: int(delays)], sorted(came[delays : delays + 2]), *([name] for name in came[delays + 2 :])]
+    assert ranks == expected, f"given back or delayed, they came as {came}"
 
 
 @criterion("C24")
 def expired_messages_are_never_seen(stage: Stage) -> Outcome:
-    """Expired in the queue, in a consumer's buffer, or while delayed: never handed over; what lives on is."""
+    """Expired in the queue, in a consumer's buffer, once delayed or given back: never handed over; what lives on is."""
     mq = stage.connect()
     queue, buffered = stage.queue("waiting"), stage.queue("buffered")
     each, ttl = 10, 1.0
@@ -68,7 +94,10 @@ def expired_messages_are_never_seen(stage: Stage) -> Outcome:
                 place.send(f"mortal {n}", ttl=ttl)
                 place.send(f"living {n}", ttl=60.0)
                 place.send(f"plain {n}")
+        if stage.capabilities.delay is not Support.UNSUPPORTED:
+            producer.send("mortal after its delay", delay=ttl * 0.9, ttl=ttl)  # which is part of its time
         sent_at = time.monotonic()
+        given_back = _given_back(stage, mq, ttl)
         soon = stage.queue("soon")
         with mq.producer(soon) as in_time:  # not dropped before its time, either
             in_time.send("in time", ttl=30.0)
@@ -84,7 +113,21 @@ def expired_messages_are_never_seen(stage: Stage) -> Outcome:
     assert sorted(came) == expected, f"out of a buffer came {sorted(set(came) - set(expected))}"
     came = sorted(delivery.message.payload for delivery in receive_all(stage, mq, queue, len(expected)))
     assert came == expected, f"out of the queue came {sorted(set(came) - set(expected))}"
+    with mq.consumer(given_back) as consumer:
+        silence(consumer, 0.1, "what was given back has expired as well")
     return Outcome(counts={"checked": 6 * each}, evidence={"expired": 2 * each})
+
+
+def _given_back(stage: Stage, mq: Connection, ttl: float) -> str:
+    """A queue with messages that were nacked, and held by a consumer that closed; to expire in *ttl* seconds."""
+    queue = stage.queue("given-back")
+    with mq.producer(queue) as producer, mq.consumer(queue) as consumer:
+        for text in ("nacked", "held"):
+            producer.send(f"mortal {text}", ttl=ttl)
+            delivery = receive(stage, consumer, "a message that is still alive")
+            if text == "nacked":
+                delivery.nack(delay=0.1)
+    return queue
 
 
 @criterion("C37")

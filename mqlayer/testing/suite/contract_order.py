@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+import time
 from collections import defaultdict
 
 from mqlayer.message import Message
@@ -16,7 +17,8 @@ __all__ = ["each_message_goes_to_one_consumer", "groups_keep_their_order", "one_
 
 @criterion("C08", limit=120)
 def one_consumer_sees_the_order_sent(stage: Stage) -> Outcome:
-    """One producer, one consumer: first sent, first received; whichever way it is sent and taken."""
+    """One producer, one consumer: first sent, first received; whichever way it is sent and taken. An ordered queue has one
+    consumer at a time."""
     number = stage.size(quick=500, full=2000)
     mq = stage.connect()
     queue = stage.queue()
@@ -40,12 +42,39 @@ def one_consumer_sees_the_order_sent(stage: Stage) -> Outcome:
     wrong = [(a, b) for a, b in itertools.pairwise(came) if b <= a]
     assert not wrong, f"out of order {len(wrong)} times; first: {wrong[0]}"
     assert came == list(range(number)), "what came is not what was sent"
+    if stage.capabilities.compares_queues:
+        _one_active_consumer(stage)
     return Outcome(counts={"checked": number})
+
+
+def _one_active_consumer(stage: Stage) -> None:
+    """The second of an ordered queue's consumers gets nothing before the first is gone, then all the rest."""
+    number = 10
+    queue = stage.queue("ordered")
+    mq, other = stage.connect(), stage.connect()
+    mq.declare(queue, ordered=True)
+    with mq.producer(queue) as producer, mq.consumer(queue, prefetch=1) as first:
+        producer.send("first")
+        receive(stage, first).ack()  # this one is the active one
+        with other.consumer(queue) as second:
+            report = producer.send_many(range(number))
+            assert not report.failures, f"sends failed: {report.failures}"
+            held = receive(stage, first, "the first message, for the active consumer")
+            assert held.message.payload == 0, f"{held.message.payload} came first"
+            assert second.receive(timeout=0.3) is None, "an ordered queue has two active consumers"
+            held.ack()
+            first.close()
+            came = []
+            for place in range(1, number):
+                delivery = receive(stage, second, f"message {place}, once the active consumer is gone")
+                came.append(delivery.message.payload)
+                delivery.ack()
+    assert sorted(came) == list(range(1, number)), f"after the active consumer was gone came {came}"
 
 
 @criterion("C09", limit=120)
 def groups_keep_their_order(stage: Stage) -> Outcome:
-    """Four consumers, 16 groups: order within each, and while the head of one is unsettled nobody gets its next."""
+    """Four consumers, 16 groups: order within each, and while the head of one is unsettled, or nacked, nobody gets its next."""
     each = stage.size(quick=20, full=100)
     groups = 16
     queue = stage.queue()
@@ -105,6 +134,16 @@ def _head_blocks_tail(stage: Stage) -> None:
         other = receive(stage, second, "the head of another group")
         assert other.message.payload == "b1", f"{other.message.payload} came beside the unsettled a1"
         assert second.receive(timeout=0.3) is None, "a2 came while a1 was unsettled"
+        for delay in (0.0, 0.5):
+            head.nack(delay=delay)
+            # either one may get it: the first may have fetched it ahead
+            begun = time.monotonic()
+            again = None
+            while again is None:
+                assert time.monotonic() < begun + stage.seconds(15), f"nacked with delay={delay}, a1 did not come back"
+                again = first.receive(timeout=0.05) or second.receive(timeout=0.05)
+            assert again.message.payload == "a1", f"a1 was nacked with delay={delay}, and {again.message.payload} came"
+            head = again
         head.ack()
         # either one may get it: the first may have fetched it ahead
         tail = second.receive(timeout=0.5) or receive(stage, first, "the tail, once the head is settled")

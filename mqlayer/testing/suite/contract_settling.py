@@ -1,9 +1,11 @@
 """What settling a delivery does, and what happens to one that nobody settles: C11 to C17."""
 
 import contextlib
+import time
 from typing import Any
 
 from mqlayer.api import Connection, Delivery
+from mqlayer.driver import HeaderValue
 from mqlayer.errors import StaleDeliveryError
 from mqlayer.policy import Retry
 from mqlayer.testing.checker import Expect, Floors
@@ -22,6 +24,8 @@ __all__ = [
 ]
 
 LEASE = 1.5  #: seconds of the leases that are let run out here
+LEASE_LATE_MAX = 1.2  #: seconds by which a lease may end late; one of twice its length is later
+NACKS = 30  #: of one message: more than brokers count to before they give it up of their own accord
 
 
 @criterion("C11")
@@ -44,7 +48,7 @@ def acked_messages_stay_away(stage: Stage) -> Outcome:
 
 @criterion("C12")
 def nacked_messages_come_back_counted(stage: Stage) -> Outcome:
-    """Each third is nacked once: it comes again with count 2, the others do not, and all end acked."""
+    """Each third is nacked once: it comes again with count 2, the others do not, and all end acked. One is nacked for long."""
     number = 99
     mq = stage.connect()
     queue = stage.queue()
@@ -67,12 +71,27 @@ def nacked_messages_come_back_counted(stage: Stage) -> Outcome:
     for payload, counts in seen.items():
         expected = [1, 2] if payload in nacked else [1]
         assert counts == expected, f"message {payload} was delivered with counts {counts}, not {expected}"
-    return Outcome(counts={"checked": number, "nacked": len(nacked)})
+    _nacked_for_long(stage, mq)
+    return Outcome(counts={"checked": number, "nacked": len(nacked) + NACKS})
+
+
+def _nacked_for_long(stage: Stage, mq: Connection) -> None:
+    """A nack by hand always goes back, however often: it is the consumer who sets the limit."""
+    queue = stage.queue("for-long")
+    counts: list[int] = []
+    with mq.producer(queue) as producer, mq.consumer(queue, retry=Retry(attempts_max=10 * NACKS)) as consumer:
+        producer.send("again and again")
+        for nacks in range(NACKS):
+            delivery = receive(stage, consumer, f"a message that was nacked {nacks} times")
+            counts.append(delivery.delivery_count)
+            delivery.nack()
+        receive(stage, consumer, f"a message that was nacked {NACKS} times").ack()
+    assert counts == list(range(1, NACKS + 1)), f"nacked again and again, its counts were {counts}"
 
 
 @criterion("C13")
 def rejected_and_exhausted_messages_are_dead_lettered(stage: Stage) -> Outcome:
-    """By ``reject`` and by too many failures: in the dead-letter queue with body, headers, id and why; gone from its own."""
+    """By ``reject`` and by too many failures: in the dead-letter queue with all they had, and why; gone from their own."""
     mq = stage.connect()
     queue, dead = stage.queue(), stage.queue("dead")
     number = 15
@@ -84,7 +103,8 @@ def rejected_and_exhausted_messages_are_dead_lettered(stage: Stage) -> Outcome:
     ):
         for kind in ("rejected", "exhausted"):
             for n in range(number):
-                id = producer.send({"kind": kind, "n": n}, headers={"kind": kind, "n": n, "bytes": b"\x00\xff"})
+                headers: dict[str, HeaderValue] = {"kind": kind, "n": n, "bytes": b"\x00\xff"}
+                id = producer.send({"kind": kind, "n": n}, headers=headers, correlation_id=f"c-{n}", reply_to="answers")
                 ids[id] = kind
         left = {id: 1 if kind == "rejected" else 2 for id, kind in ids.items()}
         while any(left.values()):
@@ -107,8 +127,11 @@ def rejected_and_exhausted_messages_are_dead_lettered(stage: Stage) -> Outcome:
             assert (message.id or "") in ids, f"a message came to the dead letters that was never sent: {message!r}"
             kind = ids[message.id or ""]
             assert message.payload["kind"] == kind, f"the body of {message.id} changed: {message.payload}"
-            headers = {"kind": kind, "n": message.payload["n"], "bytes": b"\x00\xff"}
+            n = message.payload["n"]
+            headers = {"kind": kind, "n": n, "bytes": b"\x00\xff"}
             assert dict(message.headers) == headers, f"the headers changed: {dict(message.headers)}"
+            texts = message.correlation_id, message.reply_to, message.content_type
+            assert texts == (f"c-{n}", "answers", "application/json"), f"{message.id} became a dead letter with {texts}"
             why = "bad schema" if kind == "rejected" else "as the test ordered"
             assert why in (message.dead_letter_reason or ""), f"the reason is {message.dead_letter_reason!r}"
             assert message.dead_letter_origin == queue, f"the origin is {message.dead_letter_origin!r}"
@@ -116,7 +139,23 @@ def rejected_and_exhausted_messages_are_dead_lettered(stage: Stage) -> Outcome:
             assert message.dead_letter_count == deliveries, f"it counts {message.dead_letter_count} deliveries"
             found.add(message.id or "")
             delivery.ack()
+    if stage.capabilities.compares_queues:
+        _stored_dead_letter(stage, mq)
     return Outcome(counts={"checked": len(ids)})
+
+
+def _stored_dead_letter(stage: Stage, mq: Connection) -> None:
+    """A consumer that names no dead-letter queue uses the one that the queue was declared with, whoever declared it."""
+    queue, dead = stage.queue("declared"), stage.queue("declared-dead")
+    mq.declare(queue, dead_letter=dead)
+    elsewhere = stage.connect()
+    with elsewhere.producer(queue) as producer, elsewhere.consumer(queue) as consumer:
+        producer.send("rejected")
+        receive(stage, consumer).reject("to where it was declared")
+    with elsewhere.consumer(dead) as consumer:
+        delivery = receive(stage, consumer, "a dead letter, in the queue that was declared for it")
+        assert delivery.message.payload == "rejected", f"{delivery.message.payload!r} came instead"
+        delivery.ack()
 
 
 class _HandlerFailed(Exception):
@@ -177,15 +216,20 @@ def unsettled_messages_of_a_dead_consumer_come_back(stage: Stage) -> Outcome:
 
 @criterion("C16")
 def expired_leases_hand_the_message_on(stage: Stage) -> Outcome:
-    """With ``hold_max=0`` a lease ends: a second consumer gets the message, and the first one's ack removes nothing."""
+    """With ``hold_max=0`` a lease ends in time: a second consumer gets the message, and the first one's ack removes nothing."""
     mq = stage.connect()
     queue = stage.queue()
     with mq.producer(queue) as producer:
         producer.send("leased")
     with mq.consumer(queue, lease=LEASE, hold_max=0) as first, mq.consumer(queue, lease=30.0) as second:
         late = receive(stage, first, "the message")
+        begun = time.monotonic()
         silence(second, LEASE / 3, "the message is leased to another consumer")
         delivery = receive(stage, second, "the message, once the lease had ended", timeout=LEASE + 4.0)
+        lasted = time.monotonic() - begun
+        assert lasted >= LEASE * 0.9, f"a lease of {LEASE} s was over after {lasted:.2f} s"
+        most = LEASE + stage.seconds(LEASE_LATE_MAX)
+        assert lasted <= most, f"a lease of {LEASE} s was over after {lasted:.2f} s, where {most:g} s are the most"
         assert delivery.delivery_count >= 2, f"handed on, its count is {delivery.delivery_count}"
         _late(late)
         third = stage.connect()
@@ -195,7 +239,7 @@ def expired_leases_hand_the_message_on(stage: Stage) -> Outcome:
         again = receive(stage, second, "the message after the late ack: did that remove another's copy?")
         again.ack()
     stage.assert_empty(mq, queue)
-    return Outcome(counts={"checked": 1})
+    return Outcome(counts={"checked": 1}, evidence={"lease": LEASE, "lasted": round(lasted, 3)})
 
 
 def _late(delivery: Delivery) -> None:
@@ -208,10 +252,10 @@ def _late(delivery: Delivery) -> None:
 
 @criterion("C17")
 def extended_leases_hold(stage: Stage) -> Outcome:
-    """Extended by hand, and by itself: a delivery is nobody else's while it is held."""
+    """Extended by hand, and by itself: a delivery is nobody else's while it is held, and not for longer than was asked."""
     mq = stage.connect()
-    by_hand, by_itself = stage.queue("by-hand"), stage.queue("by-itself")
-    for queue in (by_hand, by_itself):
+    by_hand, by_itself, forgotten = stage.queue("by-hand"), stage.queue("by-itself"), stage.queue("forgotten")
+    for queue in (by_hand, by_itself, forgotten):
         with mq.producer(queue) as producer:
             producer.send("held")
     with (
@@ -219,8 +263,10 @@ def extended_leases_hold(stage: Stage) -> Outcome:
         mq.consumer(by_hand, lease=LEASE) as second,
         mq.consumer(by_itself, lease=LEASE) as third,
         mq.consumer(by_itself, lease=LEASE) as fourth,
+        mq.consumer(forgotten, lease=LEASE, hold_max=0) as fifth,
     ):
-        held, renewed = receive(stage, first), receive(stage, third)
+        held, renewed, lapsing = receive(stage, first), receive(stage, third), receive(stage, fifth)
+        lapsing.extend(LEASE * 1.5)
         for _ in range(3):
             held.extend(LEASE * 1.5)
             silence(second, LEASE, "its lease was extended by hand")
@@ -229,7 +275,10 @@ def extended_leases_hold(stage: Stage) -> Outcome:
         renewed.ack()
         silence(second, 0.3, "it was acked")
         silence(fourth, 0.3, "it was acked")
-    return Outcome(counts={"checked": 2})
+        if stage.capabilities.timed_lease:  # extended long ago, and for a while only
+            with mq.consumer(forgotten) as sixth:
+                receive(stage, sixth, "a delivery whose extended lease has ended", timeout=LEASE).ack()
+    return Outcome(counts={"checked": 3})
 
 
 def _lease(mq: Connection) -> dict[str, Any]:
