@@ -6,6 +6,7 @@ thread of its own and a limit of time; one that hangs is a fail, with the stacks
 
 import contextlib
 import faulthandler
+import json
 import os
 import platform
 import shutil
@@ -15,7 +16,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
@@ -169,10 +170,10 @@ class Column:
             seed=self.seed,
             started=began.isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - begin, 3),
-            evidence=seen.outcome.evidence,
-            counts=seen.outcome.counts,
-            duplicates=seen.outcome.duplicates,
-            samples=seen.outcome.samples,
+            evidence=_in_json(seen.outcome.evidence),
+            counts=_in_json(seen.outcome.counts),
+            duplicates=_in_json(seen.outcome.duplicates),
+            samples=_in_json(seen.outcome.samples),
             history=self._history(kept, check),
             config=config | ({"filesystem": started.filesystem} if started else {}),
         )
@@ -290,6 +291,12 @@ class _Seen:
     verdict: Verdict
     reason: str
     outcome: Outcome = field(default_factory=Outcome)
+
+
+def _in_json(told: Mapping[str, Any]) -> dict[str, Any]:
+    # What JSON has no form for becomes text here, and not an error when the whole column is written in the end
+    read: dict[str, Any] = json.loads(json.dumps(dict(told), default=repr))
+    return read
 
 
 def _refusals(stage: Stage, demanded: Demand) -> Outcome:

@@ -187,6 +187,12 @@ def test_an_outcome_is_kept_with_its_verdict(column):
     assert record.counts == {"lost": 3}
 
 
+def test_an_outcome_that_json_has_no_form_for_is_kept_as_text(column):
+    record = column.run(check_of(lambda stage: Outcome(evidence={"payloads": [b"two", ("one", {3})]})))
+    assert record.evidence == {"payloads": ["b'two'", ["one", "{3}"]]}
+    assert Document(records=(record,)).to_json()
+
+
 def test_a_hang_is_a_fail_that_says_where_and_the_run_goes_on(column, tmp_path):
     over = threading.Event()
     record = column.run(check_of(lambda stage: over.wait(60), limit=0.2), keep=tmp_path)

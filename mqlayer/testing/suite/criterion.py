@@ -53,7 +53,7 @@ LIMIT = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a verdict rests on. All of it goes into the record, so it has to fit into JSON.
+    """What a verdict rests on. All of it goes into the record; what JSON has no form for goes as its ``repr``.
 
     Attributes:
         counts: How much there was: ``confirmed``, ``lost``; ``checked`` where nothing is sent and counted.
