@@ -23,6 +23,8 @@ __all__ = ["random_use_is_what_the_model_says"]
 
 NOTHING = 0.02  #: seconds in which nothing has to come where the model is empty
 STEPS_SHOWN = 12
+NEEDED = ("send", "receive", "ack", "nack", "restart")
+ROUNDS_MAX = 5  #: few short examples need not use every verb
 VERBS = (
     *("send", "send_many", "submit"),
     *("receive", "receive", "receive", "ack", "ack", "nack", "reject", "extend"),
@@ -43,24 +45,25 @@ def random_use_is_what_the_model_says(stage: Stage) -> Outcome:
         def __init__(self) -> None:
             super().__init__(stage, done, failures)
 
-    try:
-        run_state_machine_as_test(
-            seeded(stage.seed)(Machine),
-            settings=settings(
-                max_examples=examples,
-                stateful_step_count=steps,
-                deadline=None,
-                database=None,
-                phases=(Phase.generate,),
-                suppress_health_check=list(HealthCheck),
-            ),
-        )
-    except Exception:
-        if failures:  # a broker need not fail again in the same place, of which Hypothesis would make its own error
-            raise failures[0] from None
-        raise
+    chosen = settings(
+        max_examples=examples,
+        stateful_step_count=steps,
+        deadline=None,
+        database=None,
+        phases=(Phase.generate,),
+        suppress_health_check=list(HealthCheck),
+    )
+    for again in range(ROUNDS_MAX):
+        try:
+            run_state_machine_as_test(seeded(stage.seed + again)(Machine), settings=chosen)
+        except Exception:
+            if failures:  # a broker need not fail again in the same place, of which Hypothesis would make its own error
+                raise failures[0] from None
+            raise
+        if all(done[verb] for verb in NEEDED):
+            break
     stage.floor("examples", done["example"], examples)
-    for verb in ("send", "receive", "ack", "nack", "restart"):
+    for verb in NEEDED:
         stage.floor(verb, done[verb], 1)
     return Outcome(counts={"checked": sum(done.values()) - done["example"]}, evidence={"steps": dict(done)})
 
