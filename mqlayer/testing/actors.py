@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from mqlayer.testing.actor import HOST, Order, abandon, start_thread
 from mqlayer.testing.harness import HarnessError
 from mqlayer.testing.ledger import Fault, Ledger, Phase
-from mqlayer.testing.suite.criterion import PromiseBroken
+from mqlayer.testing.outcome import PromiseBroken
 
 __all__ = ["Actor", "ActorProcess", "HostedActor", "ProcessActor", "ThreadActor", "host_process"]
 

@@ -29,6 +29,7 @@ from mqlayer.api import connect
 from mqlayer.errors import MQError
 from mqlayer.testing.harness import BackendHarness, HarnessError
 from mqlayer.testing.matrix import EXECUTED
+from mqlayer.testing.outcome import FloorUnmet, NotApplicable, NotRun, Outcome, PromiseBroken, ProvedAbsent
 from mqlayer.testing.ports import PortError
 from mqlayer.testing.processes import ServerError
 from mqlayer.testing.records import Column as MatrixColumn
@@ -36,15 +37,7 @@ from mqlayer.testing.records import Record, Verdict
 from mqlayer.testing.sites import Broker
 from mqlayer.testing.stage import Profile, Stage, timeout_multiplier
 from mqlayer.testing.suite.absence import prove_absent
-from mqlayer.testing.suite.criterion import (
-    Check,
-    FloorUnmet,
-    NotApplicable,
-    NotRun,
-    Outcome,
-    PromiseBroken,
-    ProvedAbsent,
-)
+from mqlayer.testing.suite.criterion import Check
 from mqlayer.testing.suite.requirements import Demand, Kind, demand, verdict
 from mqlayer.testing.urls import with_options
 

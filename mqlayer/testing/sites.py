@@ -27,11 +27,11 @@ from mqlayer.testing.actor import HOST, Order
 from mqlayer.testing.actors import Actor, ActorProcess, HostedActor, ProcessActor, ThreadActor, host_process
 from mqlayer.testing.harness import BackendHarness, HarnessError, Reach, harness_path, reach_of
 from mqlayer.testing.ledger import Fault, Ledger, Phase
+from mqlayer.testing.outcome import NotRun
 from mqlayer.testing.ports import LOOPBACK, PortError, assert_refused, free_port
 from mqlayer.testing.processes import ProcessServer
 from mqlayer.testing.proxy import FaultProxy
 from mqlayer.testing.roles import make_role
-from mqlayer.testing.suite.criterion import NotRun
 from mqlayer.testing.urls import with_options
 
 __all__ = ["Broker", "Ended", "Setting", "Site"]

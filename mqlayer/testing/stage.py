@@ -23,9 +23,9 @@ from mqlayer.testing.actors import Actor
 from mqlayer.testing.checker import Expect, check
 from mqlayer.testing.harness import BackendHarness, HarnessError, Reach
 from mqlayer.testing.ledger import Event, Ledger, Probe, read_ledgers
+from mqlayer.testing.outcome import FloorUnmet, Outcome, conclude
 from mqlayer.testing.roles.draining import looks_empty
 from mqlayer.testing.sites import Broker, Setting, Site
-from mqlayer.testing.suite.criterion import FloorUnmet, Outcome, conclude
 
 __all__ = ["Drained", "Profile", "Stage", "timeout_multiplier"]
 

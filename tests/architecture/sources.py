@@ -56,15 +56,6 @@ class Source:
         """Every module that is imported anywhere in the file: in functions and for type checking too."""
         return _imports(self.tree)
 
-    @cached_property
-    def imported_for_types(self) -> set[str]:
-        """Those that only type checkers import."""
-        blocks = [
-            node for node in self.tree.body if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-        ]
-        others = [node for node in self.tree.body if node not in blocks]
-        return _imports(ast.Module(blocks, [])) - _imports(ast.Module(others, []))
-
     @property
     def ours(self) -> set[str]:
         """The imported modules of the package."""

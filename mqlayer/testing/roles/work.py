@@ -105,9 +105,8 @@ class Work:
 
     def bury(self) -> None:
         """Once an abandoned actor's thread has ended: drop what it had, as the end of a process does, closing nothing."""
-        for connection in self._connections:
-            connection.core.abandon()  # a forgotten connection is closed in good order, which a crash does not do
-        self._connections.clear()
+        while self._connections:
+            self._connections.pop().core.abandon()  # a forgotten one is closed in good order, which a crash does not do
         gc.collect()
 
 

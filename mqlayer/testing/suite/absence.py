@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from mqlayer.errors import UnsupportedError
-from mqlayer.testing.suite.criterion import PromiseBroken, ProvedAbsent
+from mqlayer.testing.outcome import PromiseBroken, ProvedAbsent
 
 if TYPE_CHECKING:
     from mqlayer.api import Connection, Producer

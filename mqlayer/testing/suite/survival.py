@@ -11,12 +11,12 @@ from mqlayer.testing.actors import Actor
 from mqlayer.testing.checker import Expect, Floors, check
 from mqlayer.testing.harness import Reach
 from mqlayer.testing.ledger import SUFFIX, Event, EventType, Fault, Ledger, Phase, Probe, make_body, read_body
+from mqlayer.testing.outcome import FloorUnmet, Outcome, PromiseBroken
 from mqlayer.testing.roles.draining import all_look_empty
 from mqlayer.testing.roles.producing import fate_of
 from mqlayer.testing.roles.work import Work
 from mqlayer.testing.sites import Site
 from mqlayer.testing.stage import Profile, Stage
-from mqlayer.testing.suite.criterion import FloorUnmet, Outcome, PromiseBroken
 
 __all__ = [
     "ACK_SETTLE",
