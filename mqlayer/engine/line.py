@@ -429,7 +429,8 @@ class ThreadLine:
             self._settlements.fail(error)
             self._intake.close()
         for item in calls:
-            item.future.set_exception(error)
+            if item.future.set_running_or_notify_cancel():  # else its time was up, and nobody waits any more
+                item.future.set_exception(error)
         try:
             left = self._outbox.ends_at - self._clock.monotonic()
             self._session.close(min(max(left, 1.0), self._timeout))

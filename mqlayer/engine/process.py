@@ -25,11 +25,12 @@ class _Turning(Protocol):
 class _Process:
     """The one piece of state that belongs to the process itself and to nobody in it."""
 
-    __slots__ = ("_held", "_lines", "_may_turn", "generation")
+    __slots__ = ("_forking", "_held", "_lines", "_may_turn", "generation")
 
     def __init__(self) -> None:
         self.generation = 0  #: grows by one in each forked child
         self._lines: weakref.WeakSet[_Turning] = weakref.WeakSet()
+        self._forking = threading.Lock()  # of two forks at once, one would forget what the other has to let go
         self._held: list[threading.Lock] = []
         self._may_turn = threading.Event()
         self._may_turn.set()
@@ -44,6 +45,7 @@ class _Process:
             self._may_turn.wait(FORK_PATIENCE)
 
     def before_fork(self) -> None:
+        self._forking.acquire()
         self._may_turn.clear()
         lines = list(self._lines)
         for line in lines:
@@ -55,10 +57,12 @@ class _Process:
         for turning in held:
             turning.release()
         self._may_turn.set()
+        self._forking.release()
 
     def after_fork_in_child(self) -> None:
         self.generation += 1
         self._lines = weakref.WeakSet()  # the parent's owners do not exist here
+        self._forking = threading.Lock()
         self._held = []
         self._may_turn = threading.Event()
         self._may_turn.set()

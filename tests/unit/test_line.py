@@ -20,6 +20,7 @@ from mqlayer.errors import (
     ClosedError,
     ConnectionLostError,
     NotSentError,
+    OutcomeUnknownError,
     QueueNotFoundError,
     RequestTimeoutError,
     SendTimeoutError,
@@ -388,3 +389,34 @@ class TestForks:
         PROCESS.before_fork()
         PROCESS.after_fork_in_parent()
         assert woken.is_set()
+
+    def test_two_forks_at_once_leave_no_owner_waiting(self, lines: Lines, session: FakeSession) -> None:
+        line = lines(session)
+        line.send(QUEUE, outgoing("a"), time.monotonic() + PATIENCE)
+        PROCESS.before_fork()
+
+        def fork() -> None:
+            PROCESS.before_fork()
+            PROCESS.after_fork_in_parent()
+
+        with in_thread(fork) as second:
+            time.sleep(0.05)  # it waits for the first one, or has forgotten by now what that one holds
+            PROCESS.after_fork_in_parent()
+            second.result(PATIENCE)
+        line.send(QUEUE, outgoing("b"), time.monotonic() + PATIENCE)
+
+
+def test_a_call_whose_time_was_up_does_not_keep_a_defect_from_ending_the_line(
+    lines: Lines, session: FakeSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda arguments: None)
+    line = lines(session)
+    gate = session.gate("send", ZeroDivisionError("a defect"))
+    sent = parcel()
+    line.submit(sent)
+    gate.wait_entered()
+    given_up = line.call(lambda session, left: None, PATIENCE)
+    assert given_up.cancel()
+    gate.open()
+    assert isinstance(sent.future.exception(PATIENCE), OutcomeUnknownError)
+    session.until(lambda: bool(session.named("close")))
