@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from mqlayer.clock import Clock, SystemClock
-from mqlayer.core.connecting import TIMEOUT, ConnectionCore, Health, check_limit
+from mqlayer.core.connecting import TIMEOUT, ConnectionCore, Health, check_limit, check_seconds
 from mqlayer.core.consuming import AUTO, HOLD_MAX, LIMIT_MAX, ConsumerCore, DeadLetterChoice, begin_acks
 from mqlayer.core.flow import drive, wait
 from mqlayer.core.sending import ProducerCore, SendReport
@@ -53,8 +53,9 @@ class Connection:
     """A connection to one broker. Made by ``connect``; close it, or use it in a ``with`` block."""
 
     def __init__(self, target: Target, *, needs: Needs | None, timeout: float, clock: Clock) -> None:
-        if not 0 < timeout < float("inf"):
-            raise ArgumentError(f"timeout is a positive number of seconds, not {timeout!r}")
+        check_seconds("timeout", timeout)
+        if not timeout:
+            raise ArgumentError("timeout is a positive number of seconds, not 0")
         self._core = ConnectionCore(target, needs=needs, timeout=timeout, clock=clock)
 
     @property
@@ -106,7 +107,7 @@ class Connection:
             queues,
             topic,
             group,
-            retry=retry or Retry(),
+            retry=Retry() if retry is None else retry,
             prefetch=prefetch,
             lease=lease,
             hold_max=hold_max,
@@ -367,9 +368,9 @@ class Consumer:
         return self._wait_for_some(limit, timeout)
 
     def _wait_for_some(self, limit: int, timeout: float | None) -> list[Delivery]:
-        if timeout is not None and not timeout >= 0:
-            raise ArgumentError(f"timeout is a number of seconds from 0, not {timeout!r}")
         core = self._core
+        if timeout is not None and timeout != float("inf"):
+            timeout = core.connection.seconds(timeout)
         line = core.line
         clock = core.connection.clock
         deadline = float("inf") if timeout is None else clock.monotonic() + timeout

@@ -100,6 +100,8 @@ def check_headers(headers: Mapping[str, HeaderValue]) -> Mapping[str, HeaderValu
         HeaderError: a name that is not a str or is reserved, or a value that cannot travel.
     """
     copy: dict[str, HeaderValue] = {}
+    if not isinstance(headers, Mapping):
+        raise HeaderError(f"headers are a mapping of names to values, not {type(headers).__name__}")
     for name, value in headers.items():
         if not isinstance(name, str) or not name:
             raise HeaderError(f"a header's name is a str with at least one character, not {name!r}")

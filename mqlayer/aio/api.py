@@ -18,7 +18,7 @@ from mqlayer.core.consuming import AUTO, HOLD_MAX, LIMIT_MAX, ConsumerCore, Dead
 from mqlayer.core.sending import ProducerCore, SendReport
 from mqlayer.driver import Capabilities, HeaderValue, Stats
 from mqlayer.engine import Held, Line, Parcel
-from mqlayer.errors import ArgumentError, ClosedError, MQError, RequestTimeoutError, SendError, UsageError
+from mqlayer.errors import ClosedError, MQError, RequestTimeoutError, SendError, UsageError
 from mqlayer.message import ReceivedMessage
 from mqlayer.needs import Needs
 from mqlayer.policy import Retry
@@ -105,7 +105,7 @@ class Connection:
                 queues,
                 topic,
                 group,
-                retry=retry or Retry(),
+                retry=Retry() if retry is None else retry,
                 prefetch=prefetch,
                 lease=lease,
                 hold_max=hold_max,
@@ -324,8 +324,8 @@ class Consumer:
         """As ``mqlayer.Consumer.receive_many``. Cancelling it loses nothing."""
         core, bridge = self._core, self._bridge
         check_limit(limit, LIMIT_MAX)
-        if timeout is not None and not timeout >= 0:
-            raise ArgumentError(f"timeout is a number of seconds from 0, not {timeout!r}")
+        if timeout is not None and timeout != float("inf"):
+            timeout = core.connection.seconds(timeout)
         line = core.line
         clock = core.connection.clock
         deadline = float("inf") if timeout is None else clock.monotonic() + timeout

@@ -21,6 +21,7 @@ __all__ = ["ConnectionCore", "Health"]
 
 TIMEOUT = 30.0  #: seconds that a call may take, where neither the URL nor ``connect`` nor the call says
 EXIT_TIMEOUT = 5.0  #: seconds for closing what is still open when the interpreter ends
+TIMEOUT_MAX = 1e9  #: seconds, 31 years: who says more means for ever, and Python's own waits take little more
 PEEK_MAX = 1000  #: messages that one ``peek`` returns at the most
 T = TypeVar("T")
 
@@ -54,7 +55,7 @@ class ConnectionCore:
 
     def __init__(self, target: Target, *, needs: Needs | None, timeout: float, clock: Clock) -> None:
         self.clock = clock
-        self.timeout = target.common.timeout or timeout
+        self.timeout = min(target.common.timeout or timeout, TIMEOUT_MAX)
         self.engine = Engine(target, clock=clock, timeout=self.timeout)
         self.url = target.url
         self._temporary: set[str] = set()
@@ -86,9 +87,8 @@ class ConnectionCore:
         """A call's own timeout, or the connection's."""
         if timeout is None:
             return self.timeout
-        if not isinstance(timeout, (int, float)) or not 0 <= timeout < float("inf"):
-            raise ArgumentError(f"timeout is a number of seconds from 0, not {timeout!r}")
-        return timeout
+        check_seconds("timeout", timeout)
+        return min(timeout, TIMEOUT_MAX)
 
     # --- queues ------------------------------------------------------------------------------------------------------
 
@@ -206,6 +206,16 @@ def check_queue(name: object) -> None:
     if not isinstance(name, str) or not name:
         raise ArgumentError(f"a queue's or topic's name is a str with at least one character, not {name!r}")
     check_text("name", name)
+
+
+def check_seconds(name: str, seconds: object) -> None:
+    """Refuse what is no time to wait.
+
+    Raises:
+        ArgumentError
+    """
+    if not isinstance(seconds, (int, float)) or not 0 <= seconds < float("inf"):
+        raise ArgumentError(f"{name} is a number of seconds from 0, not {seconds!r}")
 
 
 def check_limit(limit: object, most: int) -> None:

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from typing import Any, Final
 
 from mqlayer.codec import decode
-from mqlayer.core.connecting import ConnectionCore, check_queue
+from mqlayer.core.connecting import ConnectionCore, check_queue, check_seconds
 from mqlayer.core.flow import Flow, drive
 from mqlayer.driver import Ack, Extend, Forward, Nack, Outgoing, QueueOptions, Release, Trail, Verdict
 from mqlayer.engine import CLOSE_MIN, HOLDERS_TIMEOUT, PROCESS, Held, Holder, Line
@@ -59,7 +59,9 @@ class ConsumerCore:
         dead_letter: str | DeadLetterChoice | None,
     ) -> None:
         _check(queues, topic, group, prefetch, lease, hold_max)
-        if isinstance(dead_letter, str):
+        if not isinstance(retry, Retry):
+            raise ArgumentError(f"retry is a Retry, not {retry!r}")
+        if dead_letter is not None and not isinstance(dead_letter, DeadLetterChoice):
             check_queue(dead_letter)
             if dead_letter in queues:
                 raise ArgumentError(f"the dead letters of {dead_letter!r} cannot go to itself")
@@ -204,8 +206,7 @@ class ConsumerCore:
         return None
 
     def nack(self, line: Line, held: Held, delay: float) -> "Future[None]":
-        if not 0.0 <= delay < float("inf"):
-            raise ArgumentError(f"delay is a number of seconds from 0, not {delay!r}")
+        check_seconds("delay", delay)
         self._claim(line, held)
         return line.settle(held, Nack(held.incoming, delay), give_back=True)
 
@@ -227,8 +228,9 @@ class ConsumerCore:
 
     def extend(self, line: Line, held: Held, seconds: float) -> "Future[None] | None":
         """Returns the future to wait for; ``None`` where there is no lease to extend."""
-        if not 0.0 < seconds < float("inf"):
-            raise ArgumentError(f"a lease is extended by a positive number of seconds, not {seconds!r}")
+        check_seconds("seconds", seconds)
+        if not seconds:
+            raise ArgumentError("a lease is extended by a positive number of seconds, not 0")
         self._check(line, held)
         if not held.timed:
             return None
@@ -406,7 +408,8 @@ def _check(
         raise ArgumentError("a queue is named twice")
     if prefetch is not None and (isinstance(prefetch, bool) or not isinstance(prefetch, int) or prefetch < 1):
         raise ArgumentError(f"prefetch is a whole number from 1, not {prefetch!r}")
-    if lease is not None and not 0.0 < lease < float("inf"):
-        raise ArgumentError(f"lease is a positive number of seconds, not {lease!r}")
-    if not 0.0 <= hold_max < float("inf"):
-        raise ArgumentError(f"hold_max is a number of seconds from 0, not {hold_max!r}")
+    if lease is not None:
+        check_seconds("lease", lease)
+        if not lease:
+            raise ArgumentError("lease is a positive number of seconds, not 0")
+    check_seconds("hold_max", hold_max)

@@ -169,9 +169,10 @@ class ProducerCore:
                     "a Message has its fields within: headers=, delay= and the like do not go beside it"
                 )
             return self._of_message(payload)
-        if delay or ttl is not None or priority is not None:
+        # A value of another type would end the line's owner, and with it everybody's sends; so would one that counts as false.
+        if delay != 0 or ttl is not None or priority is not None:
             check_fields(delay, ttl, priority)
-        if content_type or correlation_id or reply_to or group_id or dedup_id or id is not None:
+        if not (content_type is correlation_id is reply_to is group_id is dedup_id is id is None):
             texts = {
                 "group_id": group_id,
                 "dedup_id": dedup_id,

@@ -144,6 +144,11 @@ class TestSending:
             ("x", {"id": ""}, ArgumentError),
             ("x", {"timeout": -1}, ArgumentError),
             ("x", {"timeout": float("inf")}, ArgumentError),
+            ("x", {"delay": None}, ArgumentError),
+            ("x", {"delay": ""}, ArgumentError),
+            ("x", {"group_id": b""}, ArgumentError),
+            ("x", {"content_type": 0}, ArgumentError),
+            ("x", {"headers": "a"}, HeaderError),
         ],
     )
     def test_what_cannot_travel_is_refused_and_nothing_leaves(
@@ -156,6 +161,13 @@ class TestSending:
                 assert caught.value.message_id
                 assert caught.value.fate is Fate.REFUSED
         assert mq.stats("q").ready == 0
+
+    def test_a_time_beyond_all_measure_is_for_ever(self, mq: Any) -> None:
+        with mq.producer("q") as producer, mq.consumer("q") as consumer:
+            for timeout in (1e18, 2**63, 10**400):
+                producer.send("x", timeout=timeout)
+                consumer.receive(timeout=timeout).ack()
+                assert mq.stats("q", timeout=timeout).ready == 0
 
     def test_a_missing_queue_is_both_missing_and_a_refusal(self, mq: Any) -> None:
         producer = mq.producer("q")
@@ -366,7 +378,7 @@ class TestReceiving:
         with mq.consumer("q") as consumer, pytest.raises(ArgumentError):
             consumer.receive_many(limit, timeout=0)
 
-    @pytest.mark.parametrize("timeout", [-1, float("nan")])
+    @pytest.mark.parametrize("timeout", [-1, float("nan"), "1"])
     def test_a_timeout_that_means_nothing_is_refused(self, mq: Any, timeout: float) -> None:
         with mq.consumer("q") as consumer, pytest.raises(ArgumentError):
             consumer.receive(timeout=timeout)
@@ -429,6 +441,10 @@ class TestReceiving:
             (("q",), {"hold_max": -1}),
             (("q",), {"dead_letter": "q"}),
             (("q",), {"dead_letter": ""}),
+            (("q",), {"dead_letter": b"dead"}),
+            (("q",), {"retry": 5}),
+            (("q",), {"lease": "1"}),
+            (("q",), {"hold_max": None}),
         ],
     )
     def test_a_consumer_that_means_nothing_is_refused(self, mq: Any, arguments: Any) -> None:
