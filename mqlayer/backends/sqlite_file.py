@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from mqlayer.backends import sqlite_schema as sql
-from mqlayer.backends.sqlite_machine import time_base, why_not_opened
+from mqlayer.backends.sqlite_machine import file_number, time_base, why_not_opened
 from mqlayer.clock import Clock
 from mqlayer.errors import (
     ArgumentError,
@@ -85,12 +85,14 @@ class StoreFile:
         self._pid = os.getpid()
         self._closed = False
         self._ended: str | None = None  # why this object is of no more use
+        self._numbers: tuple[object, object] | None = None  # None: still opening, SQLite makes the log
         self._write_lock = _process.lock(path)
         self._connection = self._connect()
         try:
             self._set_pragmas(timeout)
             self._make_tables(timeout)
             self._ahead = self._read_clock(lease, timeout)
+            self._numbers = self._look_up()
         except BaseException:
             self.close()
             raise
@@ -190,6 +192,25 @@ class StoreFile:
         """How far the store's clock is behind the wall clock: 0 unless that was set since."""
         return self._clock.time() - self.now()
 
+    # --- the files ---------------------------------------------------------------------------------------------------
+
+    def _look_up(self) -> tuple[object, object]:
+        """Which files are there under the names of the store and of its log."""
+        return file_number(self.path), file_number(self.path + "-wal")
+
+    def check_files(self) -> None:
+        """What is written goes into the files that were opened, whatever becomes of their names; nobody else, and no later
+        process, would see it. Nor is it opened anew: SQLite would mix the old log with the new file.
+
+        Raises:
+            StoreError: somebody has deleted, moved or replaced the file or its log.
+        """
+        if self._numbers is not None and self._look_up() != self._numbers:
+            raise StoreError(
+                f"{self.path} or its -wal was deleted, moved or replaced while in use: end all programs that use it, put "
+                "back what belongs there, and start them again"
+            )
+
     # --- reading and writing -----------------------------------------------------------------------------------------
 
     def read(self, statement: str, values: Sequence[Any] = (), *, timeout: float = PATIENCE_MIN) -> list[Any]:
@@ -233,6 +254,7 @@ class StoreFile:
 
     def _begin(self, timeout: float) -> None:
         self.in_doubt = False
+        self.check_files()
         left = max(timeout, PATIENCE_MIN)
         while left > 0:
             self.check()

@@ -31,7 +31,7 @@ class Lookout:
         """Whether a claim would find something; also sets when the next look is worth it.
 
         Raises:
-            QueueNotFoundError: a subscribed queue is gone.
+            QueueNotFoundError: a subscribed queue is gone. StoreError: the file is.
         """
         changed = self._changed()
         if not changed and self._clock.monotonic() < self.next_look:
@@ -67,6 +67,7 @@ class Lookout:
 
     def _changed(self) -> bool:
         """Somebody else has written to the file since the last time."""
+        self._file.check_files()
         version = self._file.read("PRAGMA data_version")[0][0]
         before, self._version = self._version, version
         return bool(version != before)

@@ -1,10 +1,19 @@
-"""What the machine says: which of its clocks can be compared, and why a file cannot be opened."""
+"""What the machine says: which of its clocks can be compared, which file has a name, why one cannot be opened."""
 
 import os
 
 from mqlayer.clock import Clock, SystemClock
 
-__all__ = ["time_base", "why_not_opened"]
+__all__ = ["file_number", "time_base", "why_not_opened"]
+
+
+def file_number(path: str) -> tuple[int, int] | None:
+    """Which file has that name now; ``None``: none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def why_not_opened(path: str) -> str:

@@ -230,6 +230,27 @@ def test_a_folder_or_file_that_may_not_be_written(exists: bool) -> None:
         shutil.rmtree(folder)
 
 
+@pytest.mark.parametrize("what", ["deleted", "moved", "replaced", "without its log"])
+def test_nothing_is_confirmed_that_goes_into_a_file_without_its_name(store: Store, tmp_path: Path, what: str) -> None:
+    reader = store.reader()
+    store.send("a")
+    path = Path(store.path)
+    if what == "deleted":
+        path.unlink()
+    elif what == "moved":
+        path.rename(tmp_path / "elsewhere.db")
+    elif what == "replaced":
+        (tmp_path / "other.db").write_bytes(b"")
+        (tmp_path / "other.db").replace(path)
+    else:
+        Path(f"{path}-wal").unlink()
+    failures = store.sender.session.send("q", [Outgoing("b", b"")], T)
+    assert failed_with(failures) == {0: NotSentError}
+    assert "start them again" in str(failures[0])
+    with pytest.raises(StoreError, match="while in use"):
+        reader.session.receive(1, T)
+
+
 # --- locks, processes and forks -----------------------------------------------------------------------------------------
 
 
