@@ -151,10 +151,18 @@ def to_headers(
     return headers
 
 
-def from_headers(headers: Mapping[str, object], message: Outgoing, *, text_only: bool = False) -> Outgoing:
-    """*message* (body and native fields) completed by what *headers* hold.
+def from_headers(
+    headers: Mapping[str, object],
+    message: Outgoing,
+    *,
+    native: frozenset[str] = frozenset(),
+    text_only: bool = False,
+    int_bits: int = HEADER_BITS_MAX,
+) -> Outgoing:
+    """*message* (body and *native* fields) completed by what *headers* hold.
 
-    What is not ours stays as it is: a malformed ``mq-*`` header is left out, a value of a foreign type becomes text.
+    What is not ours stays as it is: a malformed ``mq-*`` header is left out, as is one for a native field, a value of a
+    foreign type becomes text. So does what *text_only* would make a number of more than *int_bits* bits.
     """
     users: dict[str, HeaderValue] = {}
     fields: dict[str, Any] = {}
@@ -169,12 +177,14 @@ def from_headers(headers: Mapping[str, object], message: Outgoing, *, text_only:
             if name == TYPES and isinstance(value, str):
                 types = value
             continue
+        if field in native:
+            continue
         kinds, found = (_FIELDS, fields) if field in _FIELDS else (_TRAIL, trail)
         read = _read_field(value, kinds[field])
         if read is not None:
             found[field] = read
     if types and text_only:
-        _restore_types(users, types)
+        _restore_types(users, types, int_bits)
     if users:
         fields["headers"] = users
     if trail:
@@ -245,7 +255,7 @@ def _from_text(text: str, kind: str) -> HeaderValue:
     return text
 
 
-def _restore_types(users: dict[str, HeaderValue], text: str) -> None:
+def _restore_types(users: dict[str, HeaderValue], text: str, int_bits: int) -> None:
     try:
         types = json.loads(text)
         restored = {
@@ -253,6 +263,9 @@ def _restore_types(users: dict[str, HeaderValue], text: str) -> None:
             for name, value in users.items()
             if name in types and isinstance(value, str)
         }
+        for value in restored.values():
+            if isinstance(value, int) and value.bit_length() > int_bits:
+                raise ValueError("no message of ours has such a number here")
     except (ValueError, TypeError, RecursionError):
         # mq-types was changed on its way: the headers stay the text that arrived, which loses nothing
         return

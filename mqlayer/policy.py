@@ -20,6 +20,7 @@ __all__ = [
     "is_suspect",
     "lease_margin",
     "next_step",
+    "one_line",
     "reconnect_delay",
     "released_trail",
     "renew_after",
@@ -109,9 +110,12 @@ def describe(error: BaseException) -> str:
         said = str(error)
     except Exception:  # a handler's own class, whose text is broken: its name still says something
         said = ""
-    text = f"{type(error).__name__}: {said}" if said else type(error).__name__
-    text = " ".join(text.split())
-    return text.encode("utf-8", "replace").decode()[:REASON_MAX]
+    return one_line(f"{type(error).__name__}: {said}" if said else type(error).__name__)
+
+
+def one_line(text: str) -> str:
+    """A text as the reason that travels with a dead letter."""
+    return " ".join(text.split()).encode("utf-8", "replace").decode()[:REASON_MAX]
 
 
 def delivery_count(counts: Counts, incoming: Incoming) -> int:

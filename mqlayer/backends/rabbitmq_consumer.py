@@ -250,7 +250,7 @@ class Consumer:
                 subscription.queue,
                 Token(self._epoch, tag),
                 None,
-                broker_count(properties) if self._counts else None,
+                broker_count(properties, method.redelivered) if self._counts else None,
                 method.redelivered,
                 (method, properties),
             )

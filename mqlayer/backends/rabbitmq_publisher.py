@@ -32,6 +32,7 @@ __all__ = ["Job", "Publisher"]
 WINDOW = 1024  #: messages on their way without a confirm, at the most
 GATHER_BYTES = 64 * 1024  #: frames are joined into one write up to that size …
 GATHER_MESSAGES = 64  #: … and up to that many messages
+COPY_ROOM = 4096  #: bytes of the header frame that a message leaves to its copies, which say whence they come and why
 UNWRITTEN_MAX = 1024 * 1024  #: bytes handed to the transport beyond what the socket takes; more is not sent yet
 
 _FRAME_HEADER = struct.Struct(">BHI")
@@ -173,8 +174,9 @@ class Publisher:
             method = self._methods[target] = frame.Method(channel, publish).marshal()
         header = frame.Header(channel, len(body), to_properties(job.message, now)).marshal()
         frame_max = self._connection.frame_max
-        if len(header) > frame_max:
-            raise HeaderError(f"the headers have {len(header)} bytes; RabbitMQ takes {frame_max} in all")
+        header_max = frame_max - (COPY_ROOM if job.message.trail.copied_from is None else 0)
+        if len(header) > header_max:
+            raise HeaderError(f"the headers have {len(header)} bytes; RabbitMQ takes {header_max} in all")
         frames = [method, header]
         step = frame_max - _FRAME_EXTRA
         for start in range(0, len(body), step):

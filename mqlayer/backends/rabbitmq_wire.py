@@ -38,6 +38,8 @@ __all__ = [
     "topic_exchange",
 ]
 
+INT_BITS = 63  #: of a whole number in a header, its sign beside them
+TIMESTAMP_MAX = 2**64 - 1
 NAME_MAX_BYTES = 255  #: an AMQP short string: names, ids and the other properties
 PLAIN_MEMORY_BYTES = 20  #: of a queue's name that stands in its memory_exchange's; a longer one fills the complaint
 EXPIRATION_MAX_MS = 2**32 - 1  #: the longest expiration; what lives longer expires by its mq-expires-at alone
@@ -79,7 +81,7 @@ def to_properties(message: Outgoing, now: float) -> BasicProperties:
         HeaderError: a header's name is reserved or too long, or its value does not fit the protocol.
         RefusedError: an id or another property is longer than 255 bytes.
     """
-    sent_at = None if message.sent_at is None else int(message.sent_at)
+    sent_at = None if message.sent_at is None else min(int(message.sent_at), TIMESTAMP_MAX)
     headers: dict[str, Any] = dict(to_headers(_text_floats(message), native=NATIVE, text_only=True))
     for name, value in message.headers.items():
         checked = _checked(name, value)
@@ -108,7 +110,7 @@ def to_properties(message: Outgoing, now: float) -> BasicProperties:
 
 
 def from_wire(properties: BasicProperties, body: bytes) -> Outgoing:
-    """The message as it was sent, without what the broker added on the way."""
+    """The message as it was sent, without what the broker added on the way; such that a copy of it can be sent."""
     headers: dict[str, HeaderValue] = {}
     if properties.headers:
         headers = {_text(name): _value(value) for name, value in properties.headers.items() if not _is_reserved(name)}
@@ -121,11 +123,14 @@ def from_wire(properties: BasicProperties, body: bytes) -> Outgoing:
         priority=properties.priority,
         sent_at=None if properties.timestamp is None else float(properties.timestamp),
     )
-    return from_headers(headers, message, text_only=True) if headers else message
+    return from_headers(headers, message, native=NATIVE, text_only=True, int_bits=INT_BITS) if headers else message
 
 
-def broker_count(properties: BasicProperties) -> int:
-    """Which delivery of this copy a quorum queue says it is. It counts from the second one on, so absent means 1."""
+def broker_count(properties: BasicProperties, redelivered: bool) -> int:
+    """Which delivery of this copy a quorum queue says it is. It counts from the second one on, so absent means 1; and what
+    the first one has was written by another client, which sent on what it had received."""
+    if not redelivered:
+        return 1
     count = (properties.headers or {}).get("x-delivery-count", 0)
     return count + 1 if isinstance(count, int) else 1
 
@@ -164,11 +169,17 @@ def _is_reserved(name: object) -> bool:
 
 def _text(name: object) -> str:
     """What pika could not decode it leaves as bytes."""
-    return name if isinstance(name, str) else name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
+    if isinstance(name, str):
+        return name
+    if not isinstance(name, bytes):
+        return str(name)
+    text = name.decode("utf-8", "replace")
+    return text.replace("\ufffd", "?") if _is_long(text) else text  # the replacement has three bytes
 
 
 def _maybe_text(value: object) -> str | None:
-    return value if value is None or type(value) is str else _text(value)
+    """Absent and empty are the same: other clients write the one for the other."""
+    return (value if type(value) is str else _text(value)) if value else None
 
 
 def _value(value: object) -> HeaderValue:

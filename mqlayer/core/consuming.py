@@ -24,7 +24,7 @@ from mqlayer.errors import (
     StaleDeliveryError,
 )
 from mqlayer.message import ReceivedMessage
-from mqlayer.policy import DeadLetter, GiveBack, Retry, exhausted_reason, next_step, released_trail
+from mqlayer.policy import DeadLetter, GiveBack, Retry, exhausted_reason, next_step, one_line, released_trail
 
 __all__ = ["AUTO", "ConsumerCore", "DeadLetterChoice", "DeliveryView", "begin_acks"]
 
@@ -211,8 +211,10 @@ class ConsumerCore:
         return line.settle(held, Nack(held.incoming, delay), give_back=True)
 
     def reject(self, line: Line, held: Held, reason: str) -> "Future[None]":
+        if not isinstance(reason, str):
+            raise ArgumentError(f"reason is a str, not {reason!r}")
         self._claim(line, held)
-        return line.settle(held, self._rejection(held, reason), give_back=True)
+        return line.settle(held, self._rejection(held, one_line(reason)), give_back=True)
 
     def _rejection(self, held: Held, reason: str) -> Verdict:
         target = self._dead_letters.get(held.incoming.queue)

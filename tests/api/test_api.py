@@ -572,6 +572,17 @@ class TestSettling:
             assert "UndecodableError" in delivery.message.dead_letter_reason
             delivery.ack()
 
+    def test_a_reason_of_any_length_travels_in_one_line(self, mq: Any) -> None:
+        send(mq, "q", "x")
+        with mq.consumer("q") as consumer:
+            delivery = receive(consumer)
+            with pytest.raises(ArgumentError):
+                delivery.reject(b"bad")
+            delivery.reject("bad\ud800\n" + "very " * 100_000)
+        (dead,) = mq.peek("q.dead")
+        assert dead.dead_letter_reason.startswith("bad? very very")
+        assert len(dead.dead_letter_reason) == 500
+
     def test_nack_by_hand_always_goes_back(self, mq: Any) -> None:
         send(mq, "q", "x")
         with mq.consumer("q", retry=Retry(attempts_max=1), dead_letter=None) as consumer:

@@ -80,7 +80,7 @@ HEADERS = st.dictionaries(
     ),
     max_size=8,
 )
-TEXTS = st.none() | st.text(max_size=63)
+TEXTS = st.none() | st.text(min_size=1, max_size=63)  # no sender writes an empty one
 
 
 @given(
@@ -221,11 +221,39 @@ def test_text_that_is_no_text_is_delivered_all_the_same() -> None:
 
 
 @pytest.mark.parametrize(
+    "properties",
+    [
+        pika.BasicProperties(headers={"mq-id": "i" * 300, "mq-content-type": "c" * 300, "mq-reply-to": "r" * 300}),
+        pika.BasicProperties(headers={"mq-priority": 10**15, "mq-sent-at": "1e18"}),
+        pika.BasicProperties(headers={"a": "9" * 100, "mq-types": '{"a":"i"}'}),
+        pika.BasicProperties(timestamp=2**64 - 1),
+        pika.BasicProperties(message_id=b"\xff" * 255, headers={b"\xfe" * 255: "x"}),  # type: ignore[arg-type,dict-item]
+    ],
+)
+def test_a_copy_can_be_made_of_any_foreign_message(properties: pika.BasicProperties) -> None:
+    found = wire.from_wire(properties, b"")
+    wire.to_properties(found, 0.0).encode()
+
+
+def test_a_field_that_amqp_has_a_property_for_is_read_there_alone() -> None:
+    found = wire.from_wire(
+        pika.BasicProperties(message_id="mine", headers={"mq-id": "forged", "mq-priority": "7"}), b""
+    )
+    assert (found.id, found.priority, found.headers) == ("mine", None, {})
+
+
+def test_an_empty_property_is_none() -> None:
+    properties = pika.BasicProperties(message_id="", content_type="", correlation_id="", reply_to="")
+    assert wire.from_wire(properties, b"") == Outgoing(None, b"")
+
+
+@pytest.mark.parametrize(
     ("headers", "count"),
     [(None, 1), ({}, 1), ({"x-delivery-count": 0}, 1), ({"x-delivery-count": 3}, 4), ({"x-delivery-count": "x"}, 1)],
 )
 def test_a_quorum_queue_counts_from_the_second_delivery_on(headers: dict[str, object] | None, count: int) -> None:
-    assert wire.broker_count(pika.BasicProperties(headers=headers)) == count
+    assert wire.broker_count(pika.BasicProperties(headers=headers), True) == count
+    assert wire.broker_count(pika.BasicProperties(headers=headers), False) == 1, "another client wrote it"
 
 
 # --- names and arguments ------------------------------------------------------------------------------------------------
