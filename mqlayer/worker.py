@@ -5,7 +5,9 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Self
 
 from mqlayer.api import Consumer, Delivery
 from mqlayer.errors import ArgumentError, ClosedError
@@ -30,7 +32,10 @@ def run(consumer: Consumer, handler: Callable[[Delivery], object], *, concurrenc
     """
     check_concurrency(concurrency)
     gate = _Gate(consumer, concurrency)
-    with _stopped_by_signals(gate.stop), ThreadPoolExecutor(concurrency, "mqlayer handler") as pool:
+    with (
+        _stopped_by_signals(gate.stop),
+        _Threads(concurrency, lambda delivery: _handle(handler, delivery, gate)) as threads,
+    ):
         while True:
             try:
                 if not gate.wait_for_turn():
@@ -41,9 +46,54 @@ def run(consumer: Consumer, handler: Callable[[Delivery], object], *, concurrenc
             if delivery is None:
                 continue
             if gate.begin(delivery):
-                pool.submit(_handle, handler, delivery, gate)
+                threads.begin(delivery)
             else:
                 _give_back(delivery)
+
+
+class _Threads:
+    """What runs handlers: as many threads as ran side by side so far.
+
+    Daemons, where a ``ThreadPoolExecutor`` has threads that the interpreter's end waits for: a handler that never returns
+    would keep a process whose ``run`` is in a daemon thread itself.
+    """
+
+    def __init__(self, most: int, handle: Callable[[Delivery], None]) -> None:
+        self._most = most
+        self._handle = handle
+        self._waiting: SimpleQueue[Delivery | None] = SimpleQueue()
+        self._idle = threading.Semaphore(0)
+        self._threads: list[threading.Thread] = []
+
+    def begin(self, delivery: Delivery) -> None:
+        """Handle it in a thread that is idle, or in a new one."""
+        if self._idle.acquire(blocking=False):
+            pass
+        elif len(self._threads) == self._most:
+            self._idle.acquire()  # one of them is through with its handler, and has not said so yet
+        else:
+            name = f"mqlayer handler {len(self._threads)}"
+            thread = threading.Thread(target=self._work, name=name, daemon=True)
+            thread.start()
+            self._threads.append(thread)
+        self._waiting.put(delivery)
+
+    def _work(self) -> None:
+        while (delivery := self._waiting.get()) is not None:
+            self._handle(delivery)  # raises nothing
+            self._idle.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Wait for the handlers that run."""
+        for _ in self._threads:
+            self._waiting.put(None)
+        for thread in self._threads:
+            thread.join()
 
 
 class _NotBegunError(BaseException):

@@ -38,7 +38,7 @@ async def run(consumer: Consumer, handler: Callable[[Delivery], Awaitable[object
                 if stopping.is_set():
                     await _give_back(delivery)
                     continue
-                task = asyncio.create_task(_handle(handler, delivery))
+                task = asyncio.create_task(_handle(handler, delivery, stop))
                 running.add(task)
                 task.add_done_callback(running.discard)
         except ClosedError:
@@ -60,13 +60,31 @@ async def _wait_below(running: "set[asyncio.Task[None]]", most: int) -> None:
         await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
 
 
-async def _handle(handler: Callable[[Delivery], Awaitable[object]], delivery: Delivery) -> None:
+async def _handle(
+    handler: Callable[[Delivery], Awaitable[object]], delivery: Delivery, stop: Callable[[], None]
+) -> None:
     try:
         async with delivery:
-            await handler(delivery)
+            await _called(handler, delivery)
     except Exception:
         # ``async with delivery`` has logged it with its traceback and settled the delivery; a worker survives its handlers.
         log.debug("%r: its handler failed", delivery)
+    except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):  # the event loop's to deal with
+        raise
+    except BaseException:
+        log.exception("%r: its handler wants the worker to end", delivery)
+        stop()
+
+
+async def _called(handler: Callable[[Delivery], Awaitable[object]], delivery: Delivery) -> None:
+    try:
+        await handler(delivery)
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        # Not we are cancelled, but something that the handler awaited. Given back uncounted it would come again for ever.
+        raise RuntimeError("what the handler awaited was cancelled") from error
 
 
 @contextlib.contextmanager

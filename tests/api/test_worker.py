@@ -1,5 +1,6 @@
 """``run``: handlers side by side, poison alone, an orderly end."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -29,8 +30,6 @@ class Runner:
             return mqlayer.run(consumer, handler, concurrency=concurrency)
 
         async def handle(delivery: Any) -> None:
-            import asyncio
-
             await asyncio.to_thread(handler, delivery)
 
         return self.api.run(lambda: aio.run(consumer.inner, handle, concurrency=concurrency))
@@ -225,6 +224,49 @@ def test_a_handler_that_wants_the_process_to_end_ends_the_worker(mq: Any) -> Non
     assert mq.stats("q").ready == 5
 
 
+class NotAnExceptionError(BaseException):
+    pass
+
+
+def test_whatever_a_handler_raises_the_worker_ends_in_order(
+    mq: Any, run: Runner, caplog: pytest.LogCaptureFixture
+) -> None:
+    with mq.producer("q") as producer:
+        producer.send_many(range(5))
+    consumer = mq.consumer("q")
+
+    def handle(delivery: Any) -> None:
+        raise NotAnExceptionError
+
+    with in_thread(lambda: run(consumer, handle)) as running:
+        running.result()
+    consumer.close()
+    assert mq.stats("q").ready == 5
+    assert "wants the worker to end" in caplog.text
+
+
+def test_a_cancelled_future_within_a_handler_is_a_failure(url: str) -> None:
+    async def handle(delivery: Any) -> None:
+        awaited = asyncio.get_running_loop().create_future()
+        awaited.cancel()
+        await awaited
+
+    async def main() -> list[Any]:
+        async with mqlayer.aio.connect(url) as mq, mq.producer("q") as producer:
+            await producer.send("x")
+            async with mq.consumer("q", retry=Retry(attempts_max=2, delay=0.0)) as consumer:
+                working = asyncio.create_task(mqlayer.aio.run(consumer, handle))
+                async with mq.consumer("q.dead") as dead:
+                    delivery = await dead.receive(timeout=PATIENCE)
+                    consumer.stop()
+                    await working
+                    assert delivery is not None
+                    message = delivery.message
+                    return [message.payload, message.dead_letter_reason, message.dead_letter_count]
+
+    assert asyncio.run(main()) == ["x", "RuntimeError: what the handler awaited was cancelled", 2]
+
+
 PROGRAM = """
 import asyncio, os, signal, sys, threading
 import mqlayer
@@ -266,6 +308,25 @@ async def main():
 asyncio.run(main())
 check()
 """
+
+
+def test_a_handler_that_never_returns_does_not_keep_the_process_from_ending() -> None:
+    body = """
+    begun = threading.Event()
+
+    def handle(delivery):
+        begun.set()
+        threading.Event().wait()
+
+    consumer = watching.consumer("q")
+    threading.Thread(target=mqlayer.run, args=(consumer, handle), daemon=True).start()
+    begun.wait()
+    watching.close(timeout=0.1)
+    """
+    program = textwrap.dedent(PROGRAM).replace("{body}", textwrap.dedent(body))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("body", [BLOCKING, ASYNC], ids=["blocking", "asyncio"])
