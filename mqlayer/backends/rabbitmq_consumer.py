@@ -25,14 +25,18 @@ FEEDS_MAX = 8  #: consumers of one queue before they are made into one again
 class Feed:
     """One AMQP consumer: what it may hold unsettled, and what it does."""
 
-    __slots__ = ("live", "prefetch", "subscription", "tag", "unsettled")
+    __slots__ = ("begun", "live", "prefetch", "subscription", "tag", "unsettled")
 
     def __init__(self, subscription: "Subscription", tag: str, prefetch: int) -> None:
         self.subscription = subscription
         self.tag = tag
         self.prefetch = prefetch
         self.unsettled = 0
+        self.begun = False  #: the broker has said so
         self.live = True
+
+    def on_begun(self, _answer: object) -> None:
+        self.begun = True
 
 
 class Subscription:
@@ -59,6 +63,9 @@ class Subscription:
     def forget_idle(self) -> None:
         """A cancelled consumer of which nothing is held is of no more interest."""
         self.feeds = [feed for feed in self.feeds if feed.live or feed.unsettled]
+
+    def is_begun(self) -> bool:
+        return all(feed.begun for feed in self.feeds if feed.live)
 
     def is_clean(self) -> bool:
         """Nothing is held that came from a cancelled consumer."""
@@ -142,13 +149,20 @@ class Consumer:
 
     def _cancel(self, subscription: Subscription, deadline: float) -> None:
         """End its consumers. What was on its way still arrives, and is kept."""
+        if not subscription.is_begun():
+            self._barrier(deadline)
+        self._write_cancels(subscription)
+        self._barrier(deadline)
+        subscription.forget_idle()
+
+    def _write_cancels(self, subscription: Subscription) -> None:
+        """Only once all of them have begun: RabbitMQ 3.10 ends the connection (541) on a cancel that it reads before it has
+        answered the consume, if the queue has another consumer on the channel; basic.cancel in its rabbit_channel.erl."""
         for feed in subscription.feeds:
             if feed.live:
                 # Not pika's basic_cancel: it rejects what is still on its way, and a quorum queue counts that.
                 self._connection.write_method(self._require(), spec.Basic.Cancel(consumer_tag=feed.tag, nowait=True))
                 feed.live = False
-        self._barrier(deadline)
-        subscription.forget_idle()
 
     def _feed(self, subscription: Subscription) -> None:
         """Add a consumer for what may still come. Written in order after all before it; an error ends the channel."""
@@ -162,7 +176,10 @@ class Consumer:
         with translated():
             lane.channel.basic_qos(prefetch_count=room)  # for the consumers that follow; quorum queues know no other
             lane.channel.basic_consume(
-                subscription.queue, functools.partial(self._on_message, feed), consumer_tag=feed.tag
+                subscription.queue,
+                functools.partial(self._on_message, feed),
+                consumer_tag=feed.tag,
+                callback=feed.on_begun,
             )
 
     def _refill(self) -> None:
@@ -171,14 +188,9 @@ class Consumer:
             if subscription.room() <= 0 or not (subscription.is_clean() or subscription.is_starved()):
                 continue
             if subscription.single and any(feed.live for feed in subscription.feeds):
-                if not subscription.is_starved():
+                if not subscription.is_starved() or not subscription.is_begun():
                     continue
-                for feed in subscription.feeds:
-                    if feed.live:
-                        self._connection.write_method(
-                            self._require(), spec.Basic.Cancel(consumer_tag=feed.tag, nowait=True)
-                        )
-                        feed.live = False
+                self._write_cancels(subscription)
                 subscription.forget_idle()
             self._feed(subscription)
 

@@ -4,6 +4,7 @@ Growth adds an AMQP consumer; on a queue with a single active consumer the added
 """
 
 import os
+import random
 import time
 import uuid
 from collections.abc import Iterator
@@ -153,3 +154,28 @@ def test_a_queue_that_went_and_is_subscribed_again_leaves_the_others_alone(port:
     assert take(session, 1) == ["0"]
     for one in (session, deleting):
         one.close(TIMEOUT)
+
+
+@pytest.mark.parametrize("kind", ["quorum", "classic"])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_windows_that_sway_while_deliveries_come_end_no_connection(port: int, queue: str, kind: str, seed: int) -> None:
+    """RabbitMQ 3.10's channel does not survive the cancel of a consumer that it has not yet said to have begun."""
+    count = 1500
+    chance = random.Random(seed)
+    declare_raw(port, queue, queue_arguments(kind, QueueOptions()))
+    session = open_session(port, kind)
+    assert session.send(queue, [Outgoing(number, b"body") for number in numbers(0, count)], TIMEOUT) == {}
+    held: list[Incoming] = []
+    seen: set[str | None] = set()
+    deadline = time.monotonic() + 3 * TIMEOUT
+    while len(seen) < count and time.monotonic() < deadline:
+        session.subscribe(queue, chance.choice([1, 2, 3, 5, 20, 100]), None, TIMEOUT)
+        for _ in range(chance.randrange(4)):
+            got = session.receive(100, 0.0)
+            held += got
+            seen.update(incoming.message.id for incoming in got)
+            chance.shuffle(held)
+            share, held = held[: len(held) // 2], held[len(held) // 2 :]
+            assert session.settle([Ack(incoming) for incoming in share], TIMEOUT) == {}
+    assert seen == set(numbers(0, count))
+    session.close(TIMEOUT)
