@@ -32,21 +32,18 @@ def a_lost_confirm_is_an_unknown_outcome(stage: Stage) -> Outcome:
     sending = _Sending(stage, site, queue)
     each = stage.size(quick=10, full=CASE)
     sending.works()
-    # One at a time: of several at once, some may honestly never have left.
-    no_confirm = sending.amid(lambda proxy: proxy.blackhole(Direction.TO_CLIENT), HASTY, singly=each)
+    no_confirm = sending.alone_amid(lambda proxy: proxy.blackhole(Direction.TO_CLIENT), each)
     no_confirm += sending.amid(lambda proxy: proxy.blackhole(Direction.TO_CLIENT), TIMEOUT, cut_after=TIMEOUT / 2)
-    no_message = sending.amid(lambda proxy: proxy.blackhole(Direction.TO_SERVER), HASTY, singly=each)
+    no_message = sending.alone_amid(lambda proxy: proxy.blackhole(Direction.TO_SERVER), each)
     no_connection = sending.amid(_cut, TIMEOUT)
     for what, became in (("confirms", no_confirm), ("messages", no_message), ("connection", no_connection)):
         assert not became[Phase.OK], f"{became[Phase.OK]} of {became.total()} sends succeeded, whose {what} were lost"
     resent = sending.amid(lambda proxy: proxy.blackhole(Direction.TO_CLIENT), LONG, cut_after=TIMEOUT, and_mend=True)
     assert resent == {Phase.OK: CASE}, f"with time to send again, the sends ended {dict(resent)}"
-    # How many of a batch have left when the answers cease is the owner's timing; in quick it is enough that both occur.
-    observed = stage.size(quick=1, full=each)
-    floors = Floors(confirmed=2 * CASE, unsure=2 * observed, connection_faults=5)
+    floors = Floors(confirmed=2 * CASE, unsure=2 * each, connection_faults=2 * each)
     outcome = drain_and_judge(stage, stage.site, queue, nobody_held=True, floors=floors)
-    stage.floor("messages that arrived without a confirm", outcome.counts["recovered"], observed)
-    stage.floor("messages that never arrived", outcome.counts["failed"] + outcome.counts["unsure_lost"], observed + 1)
+    stage.floor("messages that arrived without a confirm", outcome.counts["recovered"], each)
+    stage.floor("messages that never arrived", outcome.counts["failed"] + outcome.counts["unsure_lost"], each + CASE)
     return outcome
 
 
@@ -78,24 +75,35 @@ class _Sending:
         assert late < self._stage.seconds(LATE_MAX), f"a send with timeout={timeout:g} took {late:.1f} s more"
         return Counter(became.values())
 
-    def works(self) -> None:
+    def works(self, number: int = CASE) -> None:
         """Sends are confirmed."""
-        became = self.send(LONG)
-        assert became == {Phase.OK: CASE}, f"without a fault, sends ended {dict(became)}"
+        became = self.send(LONG, number)
+        assert became == {Phase.OK: number}, f"without a fault, sends ended {dict(became)}"
+
+    def alone_amid(self, fault: Callable[[FaultProxy], None], unsure: int) -> Counter[Phase]:
+        """Send one at a time, each on a connection that works until then, until so many are unsure.
+
+        Of several at once, or one after the other, some may honestly never have left; on a busy machine also of these.
+        """
+        became: Counter[Phase] = Counter()
+        for _ in range(2 * unsure):
+            if became[Phase.INFO] < unsure:
+                became += self.amid(fault, HASTY, number=1)
+        return became
 
     def amid(
         self,
         fault: Callable[[FaultProxy], None],
         timeout: float,
         *,
-        singly: int = 0,
+        number: int = CASE,
         cut_after: float | None = None,
         and_mend: bool = False,
     ) -> Counter[Phase]:
         """Send a batch amid *fault*, mend it, and see that all works again.
 
         Args:
-            singly: Send so many, one after another, instead.
+            number: How many messages the batch has.
             cut_after: Seconds after which the connection is reset, and nobody can connect, or, with *and_mend*, anybody can.
         """
         proxy = self._proxy
@@ -106,17 +114,13 @@ class _Sending:
         if cut_after is not None:
             cut.start()
         try:
-            became: Counter[Phase] = Counter()
-            for _ in range(singly):
-                became += self.send(timeout, 1)
-            if not singly:
-                became = self.send(timeout)
+            became = self.send(timeout, number)
         finally:
             cut.cancel()
             if cut_after is not None:
                 cut.join()
             proxy.restore()
-        self.works()
+        self.works(number)
         self._stage.controller.fault(Fault.CONNECTION, Phase.END)
         return became
 
