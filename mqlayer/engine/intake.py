@@ -64,7 +64,7 @@ class Intake:
         deliveries are still here, and what goes back may go behind the others. So its window is what callers demand at
         the most, never less again, and what arrives stays until it is taken.
         """
-        with self.signal.condition:
+        with self.signal.lock:
             if ordered and not self._timed:
                 self._steady.add(queue)
             if queue not in self._windows:
@@ -79,7 +79,7 @@ class Intake:
             ClosedError: the consumer is closed. MQError: what ended the consuming, once.
         """
         taken: list[Held] = []
-        with self.signal.condition:
+        with self.signal.lock:
             if self.closed:
                 raise ClosedError("the consumer is closed")
             buffer = self._buffer
@@ -107,12 +107,12 @@ class Intake:
 
     def ask(self, change: int) -> None:
         """A caller waits for that many more deliveries; negative: it waits no longer."""
-        with self.signal.condition:
+        with self.signal.lock:
             self._asked += change
 
     def settled(self, held: Held) -> None:
         """A caller is done with a delivery; the broker is told next. Opens the window if it was no suspect."""
-        with self.signal.condition:
+        with self.signal.lock:
             self._let_go(held)
             if not held.suspect:
                 self._proven = True
@@ -124,7 +124,7 @@ class Intake:
             StaleDeliveryError
         """
         of = held.incoming
-        with self.signal.condition:
+        with self.signal.lock:
             if held.epoch != self.epoch:
                 text = f"message {of.message.id} of {of.queue!r} came on a connection that has ended; the broker has it back"
             elif held.stale_at <= self._clock.monotonic():
@@ -146,7 +146,7 @@ class Intake:
 
     def add(self, got: Sequence[Held]) -> None:
         """Deliveries have arrived."""
-        with self.signal.condition:
+        with self.signal.lock:
             self.arrived_at = self._clock.monotonic()
             self._buffer.extend(got)
             for held in got:
@@ -160,7 +160,7 @@ class Intake:
 
     def fail(self, error: MQError) -> None:
         """Consuming ended for a reason that only the caller can mend; told to the next one who takes."""
-        with self.signal.condition:
+        with self.signal.lock:
             self._error = error
             self._windows = dict.fromkeys(self._windows, 0)
         self.signal.notify()
@@ -176,18 +176,18 @@ class Intake:
 
     def resubscribe(self, queue: str) -> None:
         """The subscription of a queue is to be made anew at the next turn."""
-        with self.signal.condition:
+        with self.signal.lock:
             self._windows[queue] = 0
 
     def unset(self, queue: str) -> None:
         """The window of a queue could not be changed now; it is tried again after a pause."""
-        with self.signal.condition:
+        with self.signal.lock:
             self._windows[queue] = -1
             self._pause_until = self._clock.monotonic() + WINDOW_AGAIN
 
     def connection_lost(self) -> None:
         """What is buffered and what callers hold is the broker's again."""
-        with self.signal.condition:
+        with self.signal.lock:
             self.epoch += 1
             self._buffer.clear()
             self._expired.clear()
@@ -199,7 +199,7 @@ class Intake:
 
     def windows(self) -> dict[str, int]:
         """Queues whose window has to change → the new one; 0 ends the subscription."""
-        with self.signal.condition:
+        with self.signal.lock:
             changes = self._changes()
             self._windows.update(changes)
             return changes
@@ -244,7 +244,7 @@ class Intake:
 
     def surplus(self) -> list[Verdict]:
         """Buffered deliveries that have expired, must not stay beside a suspect, or will be taken by nobody any more."""
-        with self.signal.condition:
+        with self.signal.lock:
             expired, self._expired = self._expired, []
             if not self._alone and not self.closed:
                 return expired
@@ -271,7 +271,7 @@ class Intake:
         """Deliveries whose lease is to be renewed now."""
         if now < self._renew_at:
             return []
-        with self.signal.condition:
+        with self.signal.lock:
             due: list[Held] = []
             for held in self._leased:
                 if held.renew_at <= now:
@@ -283,7 +283,7 @@ class Intake:
 
     def renewed(self, held: Held, seconds: float) -> None:
         """The broker has extended a lease to *seconds* from now."""
-        with self.signal.condition:
+        with self.signal.lock:
             held.lease_from(self._clock.monotonic(), seconds)
             if not self._hold_max:
                 held.renew_at = _NEVER
@@ -291,14 +291,14 @@ class Intake:
 
     def renew_soon(self, held: Held) -> None:
         """A renewal failed without an answer: tried again while the lease lasts."""
-        with self.signal.condition:
+        with self.signal.lock:
             now = self._clock.monotonic()
             held.renew_at = now + renew_after(max(held.stale_at - now, RENEW_AGAIN))
             self._renew_at = min(self._renew_at, held.renew_at)
 
     def gone(self, held: Held) -> None:
         """The broker says that a lease is over."""
-        with self.signal.condition:
+        with self.signal.lock:
             held.stale_at = self._clock.monotonic()
             self._leased.discard(held)
             if not held.taken and held in self._buffer:
@@ -308,7 +308,7 @@ class Intake:
     @property
     def restless(self) -> bool:
         """The owner has something to change before it may sleep: a window, or a surplus."""
-        with self.signal.condition:
+        with self.signal.lock:
             return bool(self._expired) or self._overfull() or bool(self._changes())
 
     @property
@@ -324,10 +324,10 @@ class Intake:
     @property
     def load(self) -> tuple[int, int]:
         """Deliveries buffered, and held by callers."""
-        with self.signal.condition:
+        with self.signal.lock:
             return len(self._buffer), sum(self._taken.values())
 
     def close(self) -> None:
-        with self.signal.condition:
+        with self.signal.lock:
             self.closed = True
         self.signal.notify()

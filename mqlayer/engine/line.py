@@ -98,7 +98,8 @@ class ThreadLine:
         self._thread: threading.Thread | None = None
         self._start = threading.Lock()
         self.turning = threading.Lock()  # held by the owner during each turn: a fork waits for its end
-        self._rest = threading.Condition()
+        self._rest_lock = threading.Lock()
+        self._rest = threading.Condition(self._rest_lock)
 
     # --- callers: sending --------------------------------------------------------------------------------------------
 
@@ -113,7 +114,7 @@ class ThreadLine:
             ClosedError: the connection is closed.
             NotSentError: the connection ended with a defect.
         """
-        with self.room.condition:
+        with self.room.lock:
             if self._broken is not None:
                 text = f"{self._name} ended with the defect {self._broken!r}; connect anew"
                 raise NotSentError(text, message_id=parcel.outgoing.id) from self._broken
@@ -163,7 +164,7 @@ class ThreadLine:
     def call(self, call: Callable[[Session, float], T], timeout: float) -> "Future[T]":
         """Have the owner do *call* with the session and the seconds left."""
         item = _Call(call, self._clock.monotonic() + timeout)
-        with self.room.condition:
+        with self.room.lock:
             self._check_open()
             self._calls.append(item)
         self._poke()
@@ -217,7 +218,7 @@ class ThreadLine:
     def _put_settlement(self, item: Settlement) -> None:
         if self._settlements is None:
             raise ClosedError(f"{self._name} does not consume")
-        with self.room.condition:
+        with self.room.lock:
             if self._closing:
                 raise StaleDeliveryError(f"{self._name} is closed; the broker has the message back")
             self._check_open()
@@ -263,7 +264,7 @@ class ThreadLine:
         Again, or from several threads: waits for the same end.
         """
         self.stop()
-        with self.room.condition:
+        with self.room.lock:
             self._closing = True
             self._outbox.ends_at = min(self._outbox.ends_at, self._clock.monotonic() + timeout)
         self.room.notify()  # who waits for room hears that there will be none
@@ -311,7 +312,7 @@ class ThreadLine:
     def wake(self) -> None:
         """Have the owner end its wait for deliveries."""
         self._session.wake()
-        with self._rest:
+        with self._rest_lock:
             self._rest.notify_all()
 
     def _pending(self) -> bool:
@@ -402,13 +403,13 @@ class ThreadLine:
         """A session came back early with nothing, and nobody had called. One that does so all the time is slowed down."""
         self._hasty += 1
         if self._hasty > HASTY_MAX:
-            with self._rest:
+            with self._rest_lock:
                 if not self._pending() and not self._closing:
                     self._rest.wait(HASTY_REST)  # not the clock's: a test may have stopped it
 
     def _rest_a_while(self) -> None:
         """After an error that a session may raise at once each time; until there is something to do, or for a while."""
-        with self._rest:
+        with self._rest_lock:
             self._idle = True
             if not self._pending() and not self._closing:
                 self._clock.wait(self._rest, REST)
@@ -421,7 +422,7 @@ class ThreadLine:
 
     def _end(self, error: BaseException) -> None:
         """Whoever still waits is told; what is unsettled goes back with the session."""
-        with self.room.condition:
+        with self.room.lock:
             self._closing = True
             calls, self._calls = self._calls, deque()
         self._outbox.fail(self._broken)

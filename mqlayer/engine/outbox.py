@@ -48,7 +48,7 @@ class Outbox:
 
     def withdraw(self, parcel: Parcel) -> None:
         """At its deadline: a message that was not handed over yet gets its fate here; any other, from the owner."""
-        with self.room.condition:
+        with self.room.lock:
             if parcel.gone:
                 return
             parcel.gone = True
@@ -57,7 +57,7 @@ class Outbox:
     def hand_over(self, session: Session) -> None:
         """Send what is queued, a batch for each target. What fails and still has time is queued again, at the front."""
         by_target: dict[Target, list[Parcel]] = {}
-        with self.room.condition:
+        with self.room.lock:
             for _ in range(min(len(self._queue), BATCH_MAX)):
                 parcel = self._queue.popleft()
                 by_target.setdefault(parcel.target, []).append(parcel)
@@ -70,14 +70,14 @@ class Outbox:
         finally:  # a defect of the backend leaves the other targets' messages here, to be told that they were not sent
             again.extend(parcel for parcels in by_target.values() for parcel in parcels)
             if again:
-                with self.room.condition:
+                with self.room.lock:
                     self._queue.extendleft(reversed(again))
 
     def _hand_over(self, session: Session, target: Target, parcels: list[Parcel]) -> list[Parcel]:
         now = self._clock.monotonic()
         batch: list[Parcel] = []
         fates: list[tuple[Parcel, SendError | None]] = []
-        with self.room.condition:
+        with self.room.lock:
             for parcel in parcels:
                 if parcel.gone:
                     continue  # withdrawn by its caller, who has its error
@@ -117,7 +117,7 @@ class Outbox:
 
     def fail(self, defect: BaseException | None = None) -> None:
         """Nothing is handed over any more: what is queued was not sent. *defect*: what ended the line, if not a close."""
-        with self.room.condition:
+        with self.room.lock:
             waiting = [parcel for parcel in self._queue if not parcel.gone]
             self._queue.clear()
             for parcel in waiting:

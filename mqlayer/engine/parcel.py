@@ -55,17 +55,17 @@ class Tally:
         self.failures: deque[SendError] = deque(maxlen=NOTED_FAILURES)
 
     def add(self) -> None:
-        with self.signal.condition:
+        with self.signal.lock:
             self.submitted += 1
 
     def settle(self, count: int, failures: Iterable[SendError]) -> None:
-        with self.signal.condition:
+        with self.signal.lock:
             self.done += count
             self.failures.extend(failures)
         self.signal.notify()
 
     def take_failures(self) -> list[SendError]:
-        with self.signal.condition:
+        with self.signal.lock:
             failures = list(self.failures)
             self.failures.clear()
             return failures

@@ -79,7 +79,8 @@ class Reconnecting:
         self._ended = False  # by abort or close: nothing is tried any more
         self._woken = False
         self._found_out: MQError | None = None  # beside a send, that a queue is gone, say: the next receive tells it
-        self._pause = threading.Condition()
+        self._pause_lock = threading.Lock()
+        self._pause = threading.Condition(self._pause_lock)
         self._attempts = 0
         self._retry_at = 0.0
         # What a new connection has to be told. A queue that was only checked is not created behind the user's back.
@@ -261,7 +262,7 @@ class Reconnecting:
         session = self._session
         if session is not None:
             session.wake()
-        with self._pause:
+        with self._pause_lock:
             self._pause.notify_all()
 
     def abort(self) -> None:
@@ -269,13 +270,13 @@ class Reconnecting:
         session = self._session
         if session is not None:
             session.abort()
-        with self._pause:
+        with self._pause_lock:
             self._pause.notify_all()
 
     def close(self, timeout: float) -> None:
         self._ended = True
         session, self._session = self._session, None
-        with self._pause:
+        with self._pause_lock:
             self._pause.notify_all()
         if session is not None:
             session.close(timeout)
@@ -385,7 +386,7 @@ class Reconnecting:
 
     def _wait_until(self, when: float, interruptible: bool) -> bool:
         """Wait; False if this has ended, or if woken before, where that counts."""
-        with self._pause:
+        with self._pause_lock:
             while not self._ended:
                 if interruptible and self._woken:
                     return False

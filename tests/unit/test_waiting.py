@@ -75,7 +75,7 @@ class TestCallbacks:
             got = threading.Event()
 
             def try_it() -> None:
-                with signal.condition:
+                with signal.lock:
                     got.set()
 
             threading.Thread(target=try_it, daemon=True).start()
