@@ -283,12 +283,12 @@ class Consumer:
     # --- verdicts -----------------------------------------------------------------------------------------------------
 
     def settle(self, verdicts: Sequence[Verdict]) -> dict[int, MQError]:
-        """Write the acks, as few as there can be, and let the loop send them."""
+        """Write the acks, as few as there can be, and let the loop send them. A Release of a quorum queue's is counted."""
         failures: dict[int, MQError] = {}
         acked: list[int] = []
         for place, verdict in enumerate(verdicts):
             kind = type(verdict)
-            if kind is not Ack and not (kind is Release and self._releases):
+            if kind is not Ack and kind is not Release:
                 failures[place] = UnsupportedError(f"RabbitMQ cannot {kind.__name__.lower()} a delivery")
                 continue
             tag = self._tag_of(verdict.of)

@@ -14,16 +14,25 @@ __all__ = ["Settlement", "Settlements"]
 
 REST_MAX = 100_000  #: deliveries taken in when a subscription has ended; a window is never so large
 SUBSCRIBE_TIMEOUT = 5.0  #: seconds for changing one window
+GIVE_BACK_AGAIN = (
+    1.0  #: seconds between two attempts to give back what a broker does not take, because its queue is full, say
+)
 log = logging.getLogger("mqlayer")
 
 
 class Settlement:
     """One verdict, and who waits for it (``None``: nobody)."""
 
-    __slots__ = ("future", "give_back", "held", "verdict")
+    __slots__ = ("again", "future", "give_back", "held", "verdict")
 
     def __init__(
-        self, held: Held | None, verdict: Verdict, future: Future[None] | None = None, give_back: bool = False
+        self,
+        held: Held | None,
+        verdict: Verdict,
+        future: Future[None] | None = None,
+        give_back: bool = False,
+        *,
+        again: bool = False,
     ) -> None:
         self.held = held
         self.verdict = verdict
@@ -31,6 +40,7 @@ class Settlement:
         if future is not None:  # who waits no longer does not take a verdict back that is on its way
             future.set_running_or_notify_cancel()
         self.give_back = give_back
+        self.again = again  # it failed before, and was logged
 
 
 class Settlements:
@@ -57,6 +67,8 @@ class Settlements:
         self._creates = creates
         self._queue: deque[Settlement] = deque()
         self._ensured: set[str] = set()
+        self._unreturned: list[tuple[int, Verdict]] = []  # each with the connection that it came on
+        self._again_at = 0.0
 
     def __bool__(self) -> bool:
         return bool(self._queue)
@@ -72,6 +84,9 @@ class Settlements:
         items = [Settlement(None, verdict) for verdict in intake.surplus()]
         while self._queue:
             items.append(self._queue.popleft())
+        if self._unreturned and now >= self._again_at:
+            unreturned, self._unreturned = self._unreturned, []
+            items += [Settlement(None, of, again=True) for epoch, of in unreturned if epoch == intake.epoch]
         items.extend(Settlement(held, Extend(held.incoming, held.lease)) for held in intake.due(now))
         if not items:
             return
@@ -89,6 +104,8 @@ class Settlements:
                 self._succeeded(item)
             else:
                 self._failed(item, error)
+        if self._unreturned:
+            self._again_at = now + GIVE_BACK_AGAIN
 
     def _set_window(self, session: Session, queue: str, size: int) -> None:
         try:
@@ -132,13 +149,16 @@ class Settlements:
         elif not isinstance(error, StaleDeliveryError):
             if type(verdict) is Forward:
                 self._ensured.discard(verdict.queue)
-            if item.give_back and type(verdict) is not Release:
+            if type(verdict) is Release:  # else it would take up room, and nobody would settle it
+                self._unreturned.append((self._intake.epoch, verdict))
+            elif item.give_back:
                 log.warning("a delivery of %r goes back to its queue: %s", verdict.of.queue, error)
                 self._queue.append(Settlement(None, Release(verdict.of)))
         if item.future is not None:
             item.future.set_exception(error)
         elif type(verdict) is not Extend:
-            log.warning("a delivery of %r could not be settled: %s", verdict.of.queue, error)
+            level = logging.DEBUG if item.again else logging.WARNING
+            log.log(level, "a delivery of %r could not be settled: %s", verdict.of.queue, error)
 
     def _not_extended(self, item: Settlement, error: MQError) -> None:
         if item.held is None:

@@ -27,7 +27,7 @@ from mqlayer.driver import (
     Trail,
     Verdict,
 )
-from mqlayer.errors import MQError, StaleDeliveryError
+from mqlayer.errors import MQError, OutcomeUnknownError, RefusedError, StaleDeliveryError
 from mqlayer.policy import failed_trail, flagged_trail, released_trail, split_delay
 
 __all__ = ["Emulated", "emulated_capabilities", "native_capabilities"]
@@ -153,6 +153,11 @@ class Emulated:
                 error = failed.get(index)
                 if error is None:
                     native.append(Ack(forward.of))
+                    native_places.append(place)
+                elif type(verdicts[place]) is Release and isinstance(error, (RefusedError, OutcomeUnknownError)):
+                    # A full queue takes no copy, and gets no emptier while its consumers hold what does not go back: then
+                    # counted as a delivery, by a broker that can. Nor is another copy made where there may be one.
+                    native.append(verdicts[place])
                     native_places.append(place)
                 else:
                     failures[place] = error

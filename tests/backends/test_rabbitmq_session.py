@@ -283,12 +283,20 @@ def test_verdicts_that_rabbitmq_has_not_are_refused(rabbit: Rabbit) -> None:
     session.send(queue, messages("a"), T)
     session.subscribe(queue, 1, None, T)
     [held] = receive(session, 1)
-    assert failed_with(session.settle([Nack(held), Release(held), Ack(held)], T)) == {
-        0: UnsupportedError,
-        1: UnsupportedError,
-    }
+    assert failed_with(session.settle([Nack(held), Ack(held)], T)) == {0: UnsupportedError}
     with pytest.raises(UnsupportedError):
         session.peek(queue, 1, T)
+
+
+def test_a_quorum_queue_counts_what_is_released_without_a_copy(rabbit: Rabbit) -> None:
+    session = rabbit.session()
+    queue = rabbit.queue(session)
+    session.send(queue, messages("a"), T)
+    session.subscribe(queue, 1, None, T)
+    [held] = receive(session, 1)
+    assert session.settle([Release(held)], T) == {}
+    [again] = receive(session, 1)
+    assert (again.message.id, again.broker_count) == ("a", 2)
 
 
 def test_a_classic_queue_releases_uncounted(rabbit: Rabbit) -> None:

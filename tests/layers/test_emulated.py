@@ -92,7 +92,7 @@ class TestCopies:
         assert inner.settled == [Ack(of)]
 
     @pytest.mark.parametrize("error", [NotSentError("busy"), OutcomeUnknownError("?"), RefusedError("full")])
-    @pytest.mark.parametrize("make", [row[0] for row in VERDICTS], ids=["nack", "release", "forward"])
+    @pytest.mark.parametrize("make", [VERDICTS[0][0], VERDICTS[2][0]], ids=["nack", "forward"])
     def test_a_copy_that_fails_is_not_acked(self, make: Any, error: MQError) -> None:
         session, inner, _ = layer()
         inner.on("send", failing({0: error}))
@@ -139,6 +139,21 @@ class TestCopies:
         of = incoming("a", count=3, trail=Trail(failures=1, crashes=1))
         session.settle([Nack(of), Release(of)], 5.0)
         assert [message.trail[:2] for _, message in inner.sent] == [(2, 3), (1, 3)]
+
+    def test_what_may_be_given_back_later_is_not_counted(self) -> None:
+        session, inner, _ = layer()
+        error = NotSentError("busy")
+        inner.on("send", failing({0: error}))
+        assert session.settle([Release(incoming("m1"))], 5.0) == {0: error}
+        assert inner.settled == []
+
+    def test_what_a_full_queue_takes_no_copy_of_goes_back_all_the_same(self) -> None:
+        session, inner, _ = layer()
+        inner.on("send", failing({0: RefusedError("full"), 1: RefusedError("full")}))
+        nacked, released = incoming("a"), incoming("b")
+        failures = session.settle([Nack(nacked), Release(released)], 5.0)
+        assert list(failures) == [0]
+        assert inner.settled == [Release(released)]
 
     def test_what_the_broker_can_do_it_does(self) -> None:
         session, inner, _ = layer(NATIVE)

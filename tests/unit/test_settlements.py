@@ -11,7 +11,7 @@ from mqlayer.clock import ManualClock
 from mqlayer.driver import Ack, Counts, Extend, Forward, Nack, Release, Verdict
 from mqlayer.engine.held import Held
 from mqlayer.engine.intake import Intake
-from mqlayer.engine.settlements import Settlement, Settlements
+from mqlayer.engine.settlements import GIVE_BACK_AGAIN, Settlement, Settlements
 from mqlayer.errors import QueueNotFoundError, RefusedError, RequestTimeoutError, StaleDeliveryError
 
 
@@ -89,12 +89,29 @@ def test_what_is_stale_is_not_given_back(one: Fixture) -> None:
     assert not one.settlements
 
 
-def test_a_release_that_fails_is_not_tried_for_ever(one: Fixture) -> None:
-    one.session.every("settle", failing({0: RefusedError("no")}))
+def test_a_release_that_fails_is_tried_again_after_a_pause(one: Fixture, caplog: pytest.LogCaptureFixture) -> None:
+    one.session.on("settle", *[failing({0: RefusedError("full")})] * 3)
     one.put(DEAD, give_back=True)
     for _ in range(5):
         one.carry_out()
     assert len(one.session.named("settle")) == 2
+    for _ in range(3):
+        one.clock.advance(GIVE_BACK_AGAIN)
+        one.carry_out()
+        one.carry_out()
+    assert one.session.settled == [Release(OF)]
+    assert len(one.session.named("settle")) == 4
+    assert len(caplog.messages) == 2, "what fails again is not told again"
+
+
+def test_what_could_not_be_given_back_is_the_brokers_when_the_connection_has_ended(one: Fixture) -> None:
+    one.session.on("settle", failing({0: RefusedError("full")}))
+    one.put(Release(OF))
+    one.carry_out()
+    one.intake.connection_lost()
+    one.clock.advance(GIVE_BACK_AGAIN)
+    one.carry_out()
+    assert len(one.session.named("settle")) == 1
 
 
 class TestDeadLetterQueue:
