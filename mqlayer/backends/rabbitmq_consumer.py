@@ -14,7 +14,14 @@ from pika import frame, spec
 from mqlayer.backends.rabbitmq_connection import Connection, Lane, translated
 from mqlayer.backends.rabbitmq_wire import AckWatermark, Token, broker_count, from_wire
 from mqlayer.driver import Ack, Incoming, Release, Verdict
-from mqlayer.errors import ConnectionLostError, MQError, QueueNotFoundError, StaleDeliveryError, UnsupportedError
+from mqlayer.errors import (
+    ConnectionLostError,
+    MQError,
+    QueueNotFoundError,
+    RequestTimeoutError,
+    StaleDeliveryError,
+    UnsupportedError,
+)
 
 __all__ = ["Consumer"]
 
@@ -116,7 +123,12 @@ class Consumer:
             if room < 0 or (room > 0 and (subscription.single or len(subscription.feeds) >= FEEDS_MAX)):
                 self._cancel(subscription, deadline)
         self._feed(subscription)
-        self._barrier(deadline)
+        try:
+            self._barrier(deadline)
+        except RequestTimeoutError as exc:  # one such queue keeps all others of its channel waiting: say which it is
+            raise RequestTimeoutError(
+                f"RabbitMQ does not let queue {queue!r} be consumed: it may be without a leader, or broken"
+            ) from exc
 
     @property
     def active(self) -> bool:
