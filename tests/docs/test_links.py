@@ -6,8 +6,8 @@ import pytest
 
 from examples import ROOT, pages
 
-GENERATED = {"compat_matrix.md", "docs/performance.md"}
-"""Written by ``nox -s matrix`` and ``nox -s bench``; a checkout from before the first run has none."""
+GENERATED = {"docs/performance.md"}
+"""Written by ``nox -s bench``; a checkout from before the first run has none."""
 
 PAGES = [*pages(), ROOT / "CHANGELOG.md"]
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
