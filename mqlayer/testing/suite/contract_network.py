@@ -156,10 +156,15 @@ class _Line:
 
         def fail_and_mend() -> None:
             threading.Event().wait(0.05)  # the receive waits by now
+            self.proxy.blackhole(Direction.TO_SERVER)
+            before = self.proxy.stats().dropped_to_server
+            futures.extend(self.producer.submit(number) for number in expected - {held_number})
+            self.stage.wait_until(
+                lambda: self.proxy.stats().dropped_to_server > before, "sends are on their way, and do not arrive"
+            )
             if outage:
                 self.proxy.refuse()
             self.proxy.reset()
-            futures.extend(self.producer.submit(number) for number in expected - {held_number})
             threading.Event().wait(outage)
             self.proxy.restore()
             over.append(time.monotonic())
