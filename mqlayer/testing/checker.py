@@ -11,7 +11,7 @@ unexpected     D of ids that nobody published
 phantom        D of ids of which every publish certainly failed: the error lied
 corrupt        D with another SHA-256 than the one published
 resurrected    D after a fault, of what was acked and proved settled before it
-unreturned     D that nobody settled, and that never came again though the drain shows nothing left
+unreturned     D that nobody settled, or that was rejected, and that never came again though the drain shows nothing left
 =============  ==================================================================================
 
 Why a message came twice is :mod:`mqlayer.testing.custody`'s to say. Nothing is judged by its absence: an empty history,
@@ -167,7 +167,7 @@ _ALWAYS_WRONG = {
 }
 _WRONG_IF_NOTHING_LEFT = {
     "lost": "confirmed and never delivered",
-    "unreturned": "delivered, never settled, and never delivered again",
+    "unreturned": "delivered, then neither acked nor delivered again",
 }
 
 

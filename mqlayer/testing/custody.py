@@ -85,7 +85,7 @@ class Settling(Enum):
 
 # Looking a member up on its Enum costs more than the rest of a comparison, and a history has millions of events.
 _NOT, _SENT, _DONE = Settling
-_INVOKE, _NACK = Phase.INVOKE, EventType.NACK
+_INVOKE, _NACK, _REJECT = Phase.INVOKE, EventType.NACK, EventType.REJECT
 
 
 class Hold:
@@ -129,6 +129,7 @@ class Custody:
         self._copies: dict[str, int] = {}  # … that copies do, made to give a message back, beside which a fault left it
         self._proved: dict[str, float] = {}  # id → when its ack was proved
         self._handled: set[str] = set()
+        self._rejected: set[str] = set()  # and not delivered since
         self._delivered: set[str] = set()
         self._fault_at = -math.inf
         self.unmatched = 0  #: settlements begun of what the settling actor did not hold
@@ -145,6 +146,7 @@ class Custody:
     def delivered(self, id: str, event: Event) -> Cause | None:
         """Note a delivery. Returns the cause of a further one, ``None`` of the first."""
         cause = None
+        self._rejected.discard(id)
         if event.resent:
             self._add_spare(id, 1, event.queue)
         if self._fault_at > -math.inf and "copied_from" in event.detail:
@@ -203,8 +205,11 @@ class Custody:
         elif event.phase is _INVOKE:
             hold.settling, hold.verb = _SENT, event.type
             hold.asked = _ASKED.get(event.type)
+            if event.type is _REJECT:
+                self._rejected.add(id)
         elif event.phase is Phase.FAIL:  # too late: it was the broker's again before
             hold.settling = _NOT
+            self._rejected.discard(id)
         elif event.phase is Phase.INFO:
             hold.broken = hold.broken or Cause.ACK_IN_DOUBT
         else:
@@ -287,10 +292,13 @@ class Custody:
         return any(kind not in _OF_ONE_ACTOR for kind, _, _ in self._faults)
 
     def unreturned(self) -> Iterator[str]:
-        """Ids that were delivered, never settled for good, and then not delivered again."""
+        """Ids that were delivered, never settled for good, and then not delivered again; and those that were rejected,
+        whether that succeeded or nobody knows, and have come neither as dead letters nor back."""
         answered = {
             id
             for id, holds in self._holds.items()
             if any(hold.settling is not _NOT and hold.verb is not _NACK for hold in holds)
         }
-        return (id for id in self._delivered if id not in self._handled and id not in answered)
+        for id in self._delivered:
+            if id in self._rejected or (id not in self._handled and id not in answered):
+                yield id

@@ -46,6 +46,13 @@ class TestVerdicts:
             "lost": 0,
         }
 
+    @pytest.mark.parametrize("outcome", [OK, INFO, None])
+    @pytest.mark.parametrize("queue", ["q", "q.dead"])
+    def test_a_rejected_message_is_somewhere(self, outcome: Phase | None, queue: str) -> None:
+        story = Story().publish("p:1").deliver("p:1").settle(EventType.REJECT, "p:1", outcome=outcome).killed("c1")
+        story.deliver("p:1", to="c2", queue=queue).ack("p:1", by="c2")
+        assert check(story.events, Expect()).counts["unreturned"] == 0
+
     def test_samples_are_bounded_and_counts_are_not(self) -> None:
         report = check(Story().publish(*many("p", 100)).events, Expect())
         assert report.counts["lost"] == 100
@@ -70,6 +77,14 @@ def unreturned_after_nack() -> Story:
 
 def unreturned_after_stale_ack() -> Story:
     return Story().publish("p:1").deliver("p:1").ack("p:1", outcome=FAIL)
+
+
+def unreturned_after_reject() -> Story:
+    return Story().publish("p:1").deliver("p:1").settle(EventType.REJECT, "p:1")
+
+
+def unreturned_after_reject_in_doubt() -> Story:
+    return Story().publish("p:1").deliver("p:1").settle(EventType.REJECT, "p:1", outcome=None).killed("c1")
 
 
 def unreturned_after_refuted_ack() -> Story:
@@ -112,6 +127,8 @@ def disordered() -> Story:
         (unreturned, "unreturned"),
         (unreturned_after_nack, "unreturned"),
         (unreturned_after_stale_ack, "unreturned"),
+        (unreturned_after_reject, "unreturned"),
+        (unreturned_after_reject_in_doubt, "unreturned"),
         (unreturned_after_refuted_ack, "unreturned"),
         (unexpected, "unexpected"),
         (foreign, "unexpected"),

@@ -148,8 +148,9 @@ def a_part_of_a_batch_is_settled(stage: Stage) -> Outcome:
             message = receive(stage, consumer, "an unsettled message").message
             n = message.payload
             rest.add(n)
-            own = message.id, dict(message.headers), message.correlation_id, message.reply_to
-            assert own == (report.ids[n], {"n": n}, f"c-{n}", "answers"), f"message {n} came back with {own}"
+            texts = message.content_type, message.correlation_id, message.reply_to
+            assert (message.id, dict(message.headers)) == (report.ids[n], {"n": n}), f"{n} came back as {message!r}"
+            assert texts == ("application/json", f"c-{n}", "answers"), f"message {n} came back with {texts}"
         silence(consumer, 0.3, "the others were acked")
     assert rest == set(range(number)) - acked, f"{sorted(rest & acked)} came back although acked"
     with mq.consumer(queue) as consumer:

@@ -282,7 +282,10 @@ def _script(stage: Stage, url: str) -> list[Any]:
 
 @criterion("C40", limit=90)
 def what_is_absent_is_refused_before_it_leaves(stage: Stage) -> Outcome:
-    """What is declared absent is refused when used, with not a byte on the wire, and when needed, at connect."""
+    """What is declared absent is refused when used, with not a byte on the wire, and when needed, at connect. The
+    connection and the harness say the same of durability."""
+    told, claimed = stage.capabilities.durable, stage.harness.claims.sigkill
+    assert claimed in (None, told), f"the connection says durable={told}, and the harness claims sigkill={claimed}"
     refused: dict[str, str] = {}
     native = stage.connect(require="native").capabilities
     site = stage.proxied() if stage.has_server else None

@@ -3,6 +3,8 @@
 import time
 
 from mqlayer.api import Connection, Consumer
+from mqlayer.errors import QueueNotFoundError
+from mqlayer.message import Message
 from mqlayer.testing.stage import Stage
 from mqlayer.testing.suite.criterion import Outcome, criterion
 from mqlayer.testing.suite.deliveries import PATIENCE, receive, silence
@@ -15,7 +17,8 @@ QUIET = 0.3
 
 @criterion("C43", limit=90)
 def each_group_of_a_topic_gets_a_copy(stage: Stage) -> Outcome:
-    """Two groups and a temporary subscription get one copy each; a group also gets what was sent while it was away."""
+    """Two groups and a temporary subscription get one copy each; a group also gets what was sent while it was away, and
+    of the temporary one nothing is left."""
     topic, other = stage.queue("topic"), stage.queue("other-topic")
     mq = stage.connect()
     with mq.producer(topic=topic) as producer:
@@ -28,11 +31,12 @@ def each_group_of_a_topic_gets_a_copy(stage: Stage) -> Outcome:
             mq.consumer(topic=other, group="mailer") as stranger,
         ):
             first = _publish(mq, topic, 0)
-            for name, consumer in {"mailer": mailer, "audit": audit, "the temporary one": temporary}.items():
-                _take(stage, consumer, name, first)
+            consumers = {"mailer": mailer, "audit": audit, "the temporary one": temporary}
+            queues = {name: _take(stage, consumer, name, first) for name, consumer in consumers.items()}
             silence(stranger, QUIET, "nothing was sent to the other topic")
             assert mailer.receive(timeout=0) is None, "a group got more than one copy"
         second = _publish(mq, topic, EACH)
+    _is_gone(stage, queues["the temporary one"])
     elsewhere = stage.connect()
     with elsewhere.consumer(topic=topic) as newcomer:
         silence(newcomer, QUIET, "a temporary subscription begins now")
@@ -41,28 +45,66 @@ def each_group_of_a_topic_gets_a_copy(stage: Stage) -> Outcome:
     _share(stage, topic, second)
     with elsewhere.consumer(topic=topic, group="mailer") as mailer:
         silence(mailer, QUIET, "the group has had its copies")
+    _names_are_kept_apart(stage)
     return Outcome(counts={"checked": 3 * EACH}, evidence={"copies": 7 * EACH})
 
 
 def _publish(mq: Connection, topic: str, first: int) -> list[int]:
     numbers = list(range(first, first + EACH))
     with mq.producer(topic=topic) as producer:
-        for number in numbers[: EACH // 2]:
-            producer.send(number, headers={"number": number})
-        failures = producer.send_many(numbers[EACH // 2 :]).failures
+        messages = [Message(number, headers={"number": number}, correlation_id=f"c-{number}") for number in numbers]
+        for message in messages[: EACH // 2]:
+            producer.send(message)
+        failures = producer.send_many(messages[EACH // 2 :]).failures
     assert not failures, f"publishing failed: {failures}"
     return numbers
 
 
-def _take(stage: Stage, consumer: Consumer, name: str, expected: list[int]) -> None:
+def _take(stage: Stage, consumer: Consumer, name: str, expected: list[int]) -> str:
+    """Returns the queue that they came from."""
     came: list[int] = []
     for number in expected:
         delivery = receive(stage, consumer, f"copy {number} for {name}")
         assert delivery.topic is not None, "a delivery of a topic does not say of which"
-        came.append(delivery.message.payload)
+        message = delivery.message
+        came.append(message.payload)
+        own = dict(message.headers), message.correlation_id
+        wanted = {"number": message.payload}, f"c-{message.payload}"
+        assert own == wanted, f"{name} got {message.payload!r} with {own}"
         delivery.ack()
     assert sorted(came) == expected, f"{name} got {came}, not {expected}"
     silence(consumer, QUIET, f"{name} has had a copy of each")
+    return delivery.queue
+
+
+def _is_gone(stage: Stage, queue: str) -> None:
+    """The queue of a temporary subscription went with it: else each of them would collect messages for ever."""
+    if not stage.capabilities.checks_queues:
+        return
+    mq = stage.connect(declare="never")
+
+    def is_missing() -> bool:
+        try:
+            mq.consumer(queue).close()
+        except QueueNotFoundError:
+            return True
+        return False
+
+    stage.wait_until(is_missing, f"{queue}, of a temporary subscription that has ended, is gone", timeout=10.0)
+
+
+def _names_are_kept_apart(stage: Stage) -> None:
+    """Wherever topic ends and group begins: they are two names, not one text."""
+    mq = stage.connect()
+    topic = stage.queue("names")
+    pairs = ((topic, "a.b"), (f"{topic}.a", "b"), (f"{topic}%2Ea", "b"))
+    consumers = [mq.consumer(topic=name, group=group) for name, group in pairs]
+    for name, group in pairs:
+        mq.producer(topic=name).send(f"{name} {group}")
+    for (name, group), consumer in zip(pairs, consumers, strict=True):
+        came = [receive(stage, consumer, f"the copy for group {group} of {name}").message.payload]
+        came += [delivery.message.payload for delivery in consumer.receive_many(5, timeout=0.1)]
+        assert came == [f"{name} {group}"], f"group {group} of {name} got {came}"
 
 
 def _share(stage: Stage, topic: str, waiting: list[int]) -> None:

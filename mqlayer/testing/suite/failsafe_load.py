@@ -23,14 +23,15 @@ UPTIME_MIN = 0.3
 
 @criterion("F10", limit=900)
 def every_message_is_accounted_for_over_twenty_kills(stage: Stage) -> Outcome:
-    """Two producers, two consumers, killed at random moments: none lost, none invented, none twice without a cause."""
+    """Two producers, two consumers that ack, nack and reject, killed at random moments: none lost, none invented, none
+    twice without a cause."""
     kills, number = stage.size(quick=2, full=20), stage.size(quick=1000, full=20_000)
     site = stage.own_server()
     queue = stage.queue()
     rate = 400
     sending = {"queue": queue, "how": "submit", "rate": rate}
     # Slower than the producers, so that there is always something to lose.
-    taking = {"queues": [queue], "prefetch": 50, "ack_after": 0.003} | lease(stage)
+    taking = {"queues": [queue], "prefetch": 50, "ack_after": 0.003, "nack_every": 7, "reject_every": 5} | lease(stage)
     # One producer waits an outage out and sends again, the other one is told that it does not know.
     jobs = [("produce", sending), ("produce", sending | {"timeout": 1.0}), ("consume", taking), ("consume", taking)]
     load = Load(site, jobs)
@@ -48,7 +49,7 @@ def every_message_is_accounted_for_over_twenty_kills(stage: Stage) -> Outcome:
     floors = Floors(
         confirmed=number, deliveries=number, kills=kills, kills_with_traffic=kills, kills_in_flight=in_flight
     )
-    return drain_and_judge(stage, site, queue, floors=floors, deadline=60 + number / 100)
+    return drain_and_judge(stage, site, queue, f"{queue}.dead", floors=floors, deadline=60 + number / 100)
 
 
 def _work_until_a_random_moment(stage: Stage, progress: Progress, share: int, phase: str) -> None:
