@@ -131,6 +131,14 @@ def test_what_is_subtracted_is_subtracted_from_both() -> None:
     assert (found.value.median, found.met) == (0.5, True)
 
 
+def test_a_difference_may_be_less_than_nothing_in_a_disturbed_round() -> None:
+    wanted = Goal(
+        name="X1", text="import", subject="ours", figure="ms", bound=Bound.AT_MOST, limit=30.0, subtract="bare"
+    )
+    found = judge(wanted, samples({"bare": [15, 34, 15], "ours": [18, 18, 19]}, "ms"))
+    assert (found.value.least, found.value.median, found.met) == (-16, 3, True)
+
+
 # --- counts and order -----------------------------------------------------------------------------------------------------
 
 
