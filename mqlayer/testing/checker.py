@@ -84,6 +84,7 @@ class Expect:
         explained: A duplicate without a cause fails.
         ack_settle: Seconds after which an ack sent without error is taken for settled; 0: the broker confirms acks;
             ``None``: only a settle barrier shows it.
+        moves: The broker moves delayed messages from queue to queue, at least once: see ``Cause.MOVED``.
     """
 
     drained: bool | None = True
@@ -92,6 +93,7 @@ class Expect:
     groups_ordered: bool = False
     explained: bool = True
     ack_settle: float | None = 0.0
+    moves: bool = False
     floors: Floors = Floors()
 
     @property
@@ -200,7 +202,7 @@ class _Reading:
     kills: Kills = field(default_factory=Kills)
 
     def __post_init__(self) -> None:
-        self.custody = Custody(self.expect.ack_settle)
+        self.custody = Custody(self.expect.ack_settle, moves=self.expect.moves)
         self.order = Order(groups_share=self.expect.groups_ordered)
 
     def take(self, event: Event) -> None:
@@ -230,6 +232,8 @@ class _Reading:
             else:
                 self.bodies[id] = event.sha256
                 self.attempts[id] = 1
+            if "delay" in event.detail:
+                self.custody.delayed(id, event.at + event.detail["delay"])
             self.unanswered[id] = self.unanswered.get(id, 0) + 1
             self.kills.published(event.at)
             return

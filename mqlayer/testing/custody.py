@@ -15,6 +15,9 @@ its consumer nacked or rejected it     ``given_back``, ``rejected``
 the publish was tried more than once   ``publish_retried``
 one of the two is a copy, and a fault  ``copied``: it was confirmed, and its original's ack did not arrive
 came before
+it was delayed, and fell due near a    ``moved``: the broker moves such messages from queue to queue at least once,
+server kill, where the broker moves    and had not noted yet that this one had arrived
+such messages
 none of these, but the further one is  the fault's own cause: a copy from before, handed over late
 itself made to an actor amid a fault
 none of these, its ack proved, then    ``resurrected``
@@ -48,6 +51,7 @@ class Cause(Enum):
     ACK_IN_DOUBT = "ack_in_doubt"
     PUBLISH_RETRIED = "publish_retried"
     COPIED = "copied"
+    MOVED = "moved"
     GIVEN_BACK = "given_back"
     REJECTED = "rejected"
     RESURRECTED = "resurrected"
@@ -72,6 +76,7 @@ FAULT_CAUSES: Mapping[Fault, Cause | None] = MappingProxyType(
 """What a delivery that was unsettled during a fault is put down to when it comes again."""
 
 _ASKED = {EventType.NACK: Cause.GIVEN_BACK, EventType.REJECT: Cause.REJECTED}
+MOVING_MAX = 5.0  #: seconds that may lie between the time at which a message fell due and a kill that hit it on its move
 _OF_ONE_ACTOR = (Fault.ACTOR_KILL, Fault.CLOSE)  # over for everybody else as soon as begun; some never end
 
 
@@ -118,10 +123,14 @@ class Custody:
     Args:
         ack_settle: Seconds after which an ack that was sent without error is as good as proved. 0: the broker confirms
             acks. ``None``: only a settle barrier proves it.
+        moves: The broker keeps delayed messages in another queue, and moves them at least once.
     """
 
-    def __init__(self, ack_settle: float | None) -> None:
+    def __init__(self, ack_settle: float | None, *, moves: bool = False) -> None:
         self._ack_settle = ack_settle
+        self._moves = moves
+        self._due: dict[str, float] = {}  # when delayed messages fall due that were not delivered twice for it yet
+        self._kills: list[float] = []
         self._holds: dict[str, list[Hold]] = {}
         self._faults: dict[tuple[Fault, str | None, str | None], Cause] = {}  # going on now
         self._spare: dict[str, int] = {}  # further deliveries that publishing more than once entitles to
@@ -138,6 +147,11 @@ class Custody:
         """A publish was tried again (``invoke``), or one of the tries certainly failed."""
         assert event.id is not None
         self._add_spare(event.id, 1 if event.phase is _INVOKE else -1, event.queue)
+
+    def delayed(self, id: str, due: float) -> None:
+        """A message was published that is to come no sooner than *due*."""
+        if self._moves:
+            self._due[id] = due
 
     def _add_spare(self, id: str, number: int, queue: str | None) -> None:
         self._spare[id] = self._spare.get(id, 0) + number
@@ -191,6 +205,10 @@ class Custody:
         if self._copies.get(id, 0) > 0:
             self._copies[id] -= 1
             return Cause.COPIED
+        due = self._due.get(id)
+        if due is not None and any(abs(due - killed) <= MOVING_MAX for killed in self._kills):
+            del self._due[id]
+            return Cause.MOVED
         if id not in self._proved and amid is not None:
             return amid
         if self._proved.get(id, math.inf) <= self._fault_at:
@@ -255,6 +273,8 @@ class Custody:
             return 0, 0
         if kind not in (Fault.CLOSE, Fault.LEASE):
             self._fault_at = event.at
+        if kind is Fault.SERVER_KILL:
+            self._kills.append(event.at)
         self._faults[kind, target, event.id] = cause
         unsettled = in_doubt = 0
         for hold in [hold for holds in self._holds.values() for hold in holds if hold.open]:

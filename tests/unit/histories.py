@@ -18,9 +18,13 @@ class Story:
         self.events.append(Event(float(len(self.events) + 1), actor, kind, phase, **fields))
         return self
 
-    def begin(self, id: str, attempt: int = 1, sha256: str | None = None, queue: str | None = "q") -> "Story":
+    def begin(
+        self, id: str, attempt: int = 1, sha256: str | None = None, queue: str | None = "q", **detail: Any
+    ) -> "Story":
         body = sha256 or f"body of {id}"
-        return self.add(EventType.PUBLISH, Phase.INVOKE, "p", id=id, sha256=body, attempt=attempt, queue=queue)
+        return self.add(
+            EventType.PUBLISH, Phase.INVOKE, "p", id=id, sha256=body, attempt=attempt, queue=queue, detail=detail
+        )
 
     def publish(self, *ids: str, outcome: Phase = OK, attempt: int = 1) -> "Story":
         for id in ids:

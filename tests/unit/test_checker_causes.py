@@ -67,7 +67,9 @@ def test_each_cause_explains_one_more_delivery_and_no_second(
 def test_every_fault_has_its_place_in_the_table() -> None:
     assert FAULT_CAUSES.keys() == set(Fault)
     covered = {cause for cause, _, _ in EXPLAINED}
-    elsewhere = {Cause.PUBLISH_RETRIED, Cause.COPIED, Cause.REJECTED, Cause.RESURRECTED, Cause.UNEXPLAINED}
+    elsewhere = {
+        Cause.PUBLISH_RETRIED, Cause.COPIED, Cause.MOVED, Cause.REJECTED, Cause.RESURRECTED, Cause.UNEXPLAINED,
+    }  # fmt: skip
     assert covered | {cause.value for cause in elsewhere} == {cause.value for cause in Cause}
 
 
@@ -197,3 +199,27 @@ def test_a_copy_beside_its_original_is_explained_only_after_a_fault() -> None:
     assert causes_of(before.deliver("p:1", **copy).ack("p:1").deliver("p:1").ack("p:1")) == {"copied": 1}
     without_fault = Story().publish("p:1").deliver("p:1").ack("p:1").deliver("p:1", **copy).ack("p:1")
     assert causes_of(without_fault) == {"unexplained": 1}
+
+
+class TestAMessageThatTheBrokerWasMoving:
+    """A delayed message waits in a queue of its own, and is moved to its target when it falls due."""
+
+    MOVES = Expect(moves=True)
+
+    def story(self, delay: float) -> Story:
+        """Sent at 1 s with a delay, the server killed at 5 s."""
+        story = Story().begin("p:1", delay=delay).add(EventType.PUBLISH, OK, "p", id="p:1", queue="q")
+        return story.handle("p:1").server_killed()
+
+    def test_may_come_once_more(self) -> None:
+        assert causes_of(self.story(4.0).handle("p:1"), self.MOVES) == {"moved": 1}
+
+    def test_comes_no_third_time_without_a_cause(self) -> None:
+        causes = causes_of(self.story(4.0).handle("p:1", "p:1"), self.MOVES)
+        assert causes == {"moved": 1, "unexplained": 1}
+
+    def test_was_moving_only_near_the_kill(self) -> None:
+        assert causes_of(self.story(20.0).handle("p:1"), self.MOVES) == {"resurrected": 1}
+
+    def test_moves_only_on_a_broker_that_does_so(self) -> None:
+        assert causes_of(self.story(4.0).handle("p:1")) == {"resurrected": 1}

@@ -141,9 +141,8 @@ def nothing_delayed_is_lost_while_it_falls_due(stage: Stage) -> Outcome:
     consumers.stop()
     due = _due_around_the_kill(stage.history(), DUE_AFTER)
     floors = Floors(confirmed=number, kills=1)
-    # A broker that moves them from queue to queue promises to do so at least once: what it has just moved may come twice.
     outcome = drain_and_judge(
-        stage, site, queue, floors=floors, explained=False, deadline=60 + number / 50, due_around_the_kill=due
+        stage, site, queue, floors=floors, moves=stage.has_server, deadline=60 + number / 50, due_around_the_kill=due
     )
     stage.floor("messages that fell due around the kill", due, MOVING_MIN)
     return outcome

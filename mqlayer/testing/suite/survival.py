@@ -150,7 +150,7 @@ def drain_and_judge(
     deadline: float = 60.0,
     nobody_held: bool = False,
     ordered: bool = False,
-    explained: bool = True,
+    moves: bool = False,
     ack_settle: float | None = None,
     query: Mapping[str, Any] | None = None,
     **evidence: Any,
@@ -160,7 +160,7 @@ def drain_and_judge(
     Args:
         nobody_held: Nobody has received anything before, so no lease has to end for the last to come.
         ordered: One consumer has to see the order sent, where the backend claims to keep it.
-        explained: As for ``Expect``.
+        moves: As for ``Expect``.
         ack_settle: As for ``Expect``, where the broker does not confirm acks.
     """
     silence = SHORTLY if nobody_held else quiet(stage)
@@ -168,7 +168,7 @@ def drain_and_judge(
     expect = Expect(
         drained=drained.drained,
         queue_empty=drained.queue_empty,
-        explained=explained,
+        moves=moves,
         ordered=ordered and stage.capabilities.ordered,
         ack_settle=0.0 if stage.capabilities.confirms_acks else ack_settle,
         floors=floors,
@@ -223,7 +223,8 @@ def send_noted(
     for counter in counters:
         body = make_body(name or ledger.actor, counter, 64, seed)
         id, sha256 = read_body(body)
-        ledger.write(EventType.PUBLISH, Phase.INVOKE, id=id, sha256=sha256, queue=where)
+        delay = {"delay": fields["delay"]} if fields and "delay" in fields else {}
+        ledger.write(EventType.PUBLISH, Phase.INVOKE, id=id, sha256=sha256, queue=where, detail=delay)
         batch.append((id or "", Message(body, **(fields or {}))))
     try:
         failures: Mapping[int, BaseException] = producer.send_many([m for _, m in batch], timeout=timeout).failures
