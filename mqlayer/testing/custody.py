@@ -76,7 +76,9 @@ FAULT_CAUSES: Mapping[Fault, Cause | None] = MappingProxyType(
 """What a delivery that was unsettled during a fault is put down to when it comes again."""
 
 _ASKED = {EventType.NACK: Cause.GIVEN_BACK, EventType.REJECT: Cause.REJECTED}
-MOVING_MAX = 5.0  #: seconds that may lie between the time at which a message fell due and a kill that hit it on its move
+MOVING_MAX = (
+    5.0  #: seconds that may lie between the time at which a message fell due and a kill that hit it on its move
+)
 _OF_ONE_ACTOR = (Fault.ACTOR_KILL, Fault.CLOSE)  # over for everybody else as soon as begun; some never end
 
 

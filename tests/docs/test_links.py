@@ -6,9 +6,6 @@ import pytest
 
 from examples import ROOT, pages
 
-GENERATED = {"docs/performance.md"}
-"""Written by ``nox -s bench``; a checkout from before the first run has none."""
-
 PAGES = [*pages(), ROOT / "CHANGELOG.md"]
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 _FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
@@ -36,8 +33,6 @@ def test_links_resolve(page):
     for link in links(page):
         path, _, name = link.partition("#")
         target = (page.parent / path).resolve() if path else page
-        if str(target.relative_to(ROOT)) in GENERATED and not target.exists():
-            continue
         if not target.exists() or (name and name not in anchors(target)):
             broken.append(link)
     assert not broken
