@@ -211,10 +211,10 @@ def judge(goal: Goal, samples: Sequence[Sample]) -> Verdict:
         reference = _without(goal, per_round(samples, goal.reference, goal.figure), samples)
         if set(subject) != set(reference):
             raise WrongResultError(f"{goal.subject} and {goal.reference} were not run in the same rounds")
+        summarize(reference.values())  # a ratio to nothing, or to less, says nothing
         values = [subject[number] / reference[number] for number in sorted(subject)]
     # What one variant takes more than another may be less than nothing in a round that a busy machine disturbed.
-    differences = goal.subtract is not None and goal.reference is None
-    value = summarize(values, least=float("-inf") if differences else 0.0)
+    value = summarize(values, least=float("-inf") if goal.subtract is not None else 0.0)
     ahead = value.median - goal.limit if goal.bound is Bound.AT_LEAST else goal.limit - value.median
     return Verdict(goal=goal, value=value, met=ahead >= 0, by=ahead / goal.limit)
 

@@ -167,11 +167,14 @@ def _without_duplicates(
 def claim(
     connection: sqlite3.Connection, queue: int, number: int, limit: int, now: float, until: float
 ) -> list[tuple[Token, Row]]:
-    """Up to *limit* messages that are ready, in order, now held under claim *number* until *until*; none has expired."""
+    """Up to *limit* messages that are ready, in order, now held under claim *number* until *until*; none has expired.
+
+    Their deliveries count this one.
+    """
     found: list[tuple[Token, Row]] = []
     for _ in range(CLAIM_ROUNDS):
-        rows = connection.execute(sql.CLAIM, (number, until, queue, limit - len(found))).fetchall()
-        rows.sort(key=_in_order)
+        rows = connection.execute(sql.NEXT, (queue, limit - len(found))).fetchall()
+        connection.executemany(sql.HOLD, [(number, until, row[0]) for row in rows])
         expired = False
         for row in rows:
             token = (queue, row[0], number)
@@ -179,7 +182,7 @@ def claim(
                 expired = True
                 delete(connection, token, row[4])
             else:
-                found.append((token, row))
+                found.append((token, (*row[:2], row[2] + 1, *row[3:])))
         if not expired:
             break
     return found
@@ -261,7 +264,3 @@ def purge(connection: sqlite3.Connection, queue: int, now: float) -> int:
     promote(connection, queue, now, -1)
     expire(connection, queue, now, -1)
     return sum(connection.execute(statement, (queue,)).rowcount for statement in sql.PURGE)
-
-
-def _in_order(row: Row) -> tuple[int, int]:
-    return -row[1], row[0]

@@ -107,10 +107,10 @@ FORGET_DEDUP = """DELETE FROM mqlayer_dedup WHERE (queue, dedup_id) IN
 _COLUMNS = (
     """id, priority, deliveries, expires, group_id, message_id, content_type, sent_at, expires_at, fields, body"""
 )
-CLAIM = f"""UPDATE mqlayer_messages SET state = 1, claim = ?1, due = ?2, deliveries = deliveries + 1
-    WHERE id IN (SELECT id FROM mqlayer_messages INDEXED BY mqlayer_ready
-        WHERE queue = ?3 AND state = 0 ORDER BY priority DESC, id LIMIT ?4)
-    RETURNING {_COLUMNS}"""
+# Two statements, not one with RETURNING: that one's temporary tables cost as much as the rest of a claim.
+NEXT = f"""SELECT {_COLUMNS} FROM mqlayer_messages INDEXED BY mqlayer_ready
+    WHERE queue = ? AND state = 0 ORDER BY priority DESC, id LIMIT ?"""
+HOLD = "UPDATE mqlayer_messages SET state = 1, claim = ?, due = ?, deliveries = deliveries + 1 WHERE id = ?"
 PROMOTE = """UPDATE mqlayer_messages SET state = iif(state = 4, 3, 0), claim = -2305843009213693952
     WHERE id IN (SELECT id FROM mqlayer_messages INDEXED BY mqlayer_due
         WHERE queue = ? AND state IN (1, 2, 4) AND due <= ? ORDER BY due LIMIT ?)
@@ -158,6 +158,7 @@ PURGE = (
 
 _IN_COLUMNS = frozenset({"id", "content_type", "priority", "group_id", "sent_at", "expires_at"})
 _ALL_BUT_PRIORITY = _IN_COLUMNS - {"priority"}
+_to_json = json.JSONEncoder(separators=(",", ":")).encode  # made once: that costs more than using it
 
 
 def row_of(outgoing: Outgoing, now: float, behind: float) -> tuple[Any, ...]:
@@ -193,11 +194,11 @@ def fields_of(outgoing: Outgoing) -> str | None:
         return None
     native = _ALL_BUT_PRIORITY if outgoing.priority == 0 else _IN_COLUMNS
     headers = to_headers(outgoing, native=native, text_only=True)
-    return json.dumps(headers, separators=(",", ":")) if headers else None
+    return _to_json(headers) if headers else None
 
 
 def outgoing_of(row: Sequence[Any]) -> Outgoing:
-    """The message of a row of CLAIM or PEEK."""
+    """The message of a row of NEXT or PEEK."""
     _, priority, _, _, group_id, message_id, content_type, sent_at, expires_at, fields, body = row
     message = Outgoing(
         message_id,

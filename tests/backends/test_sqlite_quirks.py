@@ -89,7 +89,18 @@ MAY_SORT = {"COUNTS", "PEEK", "BOUND"}
 
 
 def test_the_statements_of_every_delivery_are_among_them() -> None:
-    assert {"CLAIM", "PROMOTE", "EXPIRE", "LOOK", "INSERT", "DEDUP", "UNBLOCK", "DELETE", "NACK"} <= STATEMENTS.keys()
+    assert {
+        "NEXT",
+        "HOLD",
+        "PROMOTE",
+        "EXPIRE",
+        "LOOK",
+        "INSERT",
+        "DEDUP",
+        "UNBLOCK",
+        "DELETE",
+        "NACK",
+    } <= STATEMENTS.keys()
 
 
 @pytest.mark.parametrize("name", sorted(STATEMENTS))

@@ -139,6 +139,23 @@ def test_a_difference_may_be_less_than_nothing_in_a_disturbed_round() -> None:
     assert (found.value.least, found.value.median, found.met) == (-16, 3, True)
 
 
+def test_so_may_its_ratio_to_a_peer_but_not_the_peer_itself() -> None:
+    wanted = Goal(
+        name="X1",
+        text="import",
+        subject="ours",
+        figure="ms",
+        bound=Bound.AT_MOST,
+        limit=0.75,
+        reference="peer",
+        subtract="bare",
+    )
+    found = judge(wanted, samples({"bare": [15, 16, 15], "ours": [16, 15, 16], "peer": [95, 96, 95]}, "ms"))
+    assert (found.value.least, found.met) == (-0.0125, True)
+    with pytest.raises(WrongResultError, match="not a set of measured values"):
+        judge(wanted, samples({"bare": [15, 99, 15], "ours": [16, 99, 16], "peer": [95, 96, 95]}, "ms"))
+
+
 # --- counts and order -----------------------------------------------------------------------------------------------------
 
 
