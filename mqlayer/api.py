@@ -265,7 +265,8 @@ class Producer:
     def send_many(self, messages: Iterable[Any], *, timeout: float | None = None) -> SendReport:
         """Send payloads or ``Message`` objects, pipelined. Returns when the fate of each is known.
 
-        One that fails does not stop the others: see ``SendReport.failures``.
+        One that fails does not stop the others: see ``SendReport.failures``. If *messages* itself raises, its error passes
+        on; what it gave before is on its way, and there is no report of it.
         """
         core = self._core
         seconds = core.connection.seconds(timeout)

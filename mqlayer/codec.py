@@ -321,7 +321,13 @@ def _standard_json() -> _Json:
             dumps(value).encode()
         return value
 
-    return _Json(lambda value: dumps(value).encode(), decode)
+    def encode(value: Any) -> bytes:
+        try:
+            return dumps(value).encode()
+        except TypeError:  # perhaps only because of a key that is neither str nor number
+            return dumps(_with_text_keys(value)).encode()
+
+    return _Json(encode, decode)
 
 
 def _msgspec_json() -> _Json:
@@ -339,6 +345,18 @@ def _msgspec_json() -> _Json:
         return exact(value) if b"null" in body and not _finite(value) else body
 
     return _Json(encode, msgspec.json.Decoder().decode)
+
+
+def _with_text_keys(value: Any) -> Any:
+    """The same, with those keys of mappings as text that the standard library takes for values alone."""
+    if isinstance(value, dict):
+        return {
+            key if key is None or isinstance(key, (str, int, float)) else _plain(key): _with_text_keys(inner)
+            for key, inner in value.items()
+        }
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_with_text_keys(inner) for inner in value]
+    return value
 
 
 def _finite(value: Any) -> bool:

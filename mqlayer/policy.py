@@ -99,9 +99,17 @@ def next_step(count: int, error: BaseException, retry: Retry, *, has_dead_letter
     return GiveBack(retry.backoff(count, random))
 
 
-def exhausted_reason(count: int, retry: Retry) -> str:
-    """Why a message that keeps taking its worker down is not handed over again."""
-    return f"delivered {count - 1} times without an answer; attempts_max is {retry.attempts_max}"
+def exhausted_reason(count: int, failures: int, retry: Retry) -> str:
+    """Why a message is not handed over for the *count*-th time: it keeps taking its worker down, or was given back
+    *failures* times."""
+    seen = count - 1
+    if failures <= 0:
+        how = f"{seen} times without an answer"
+    elif failures >= seen:
+        how = f"{seen} times and given back each time"
+    else:
+        how = f"{seen} times, {seen - failures} of them without an answer"
+    return f"delivered {how}; attempts_max is {retry.attempts_max}"
 
 
 def describe(error: BaseException) -> str:

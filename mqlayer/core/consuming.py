@@ -188,9 +188,9 @@ class ConsumerCore:
         of = held.incoming
         target = self._dead_letters.get(of.queue)
         if target is not None:
-            reason = exhausted_reason(held.count, self.retry)
+            reason = exhausted_reason(held.count, of.message.trail.failures, self.retry)
             log.error("message %s of %r goes to %r: %s", of.message.id, of.queue, target, reason)
-            return _dead_letter(held, target, reason)
+            return _dead_letter(held, target, reason, deliveries=held.count - 1)  # nobody sees this one
         if (of.broker_count or 1) <= 1:
             return None  # it has waited, or its handler failed in order: it is handed over once more
         log.error("message %s of %r was delivered %d times without an answer", of.message.id, of.queue, held.count - 1)
@@ -278,7 +278,7 @@ class ConsumerCore:
         except AlreadySettledError:  # by another thread, just now
             return None
         except StaleDeliveryError:
-            line.seen.settle_failures += 1  # the session, which counts the others, never hears of it
+            self.connection.engine.settle_failed(line)  # the session, which counts the others, never hears of it
             raise
         # KeyboardInterrupt, SystemExit and CancelledError are not the message's fault
         failed = isinstance(error, Exception)
@@ -383,11 +383,12 @@ def begin_acks(
     return waiting, failures
 
 
-def _dead_letter(held: Held, target: str, reason: str) -> Forward:
+def _dead_letter(held: Held, target: str, reason: str, deliveries: int | None = None) -> Forward:
     """Original body, headers and id; why, whence and after how many deliveries; it does not expire there."""
     of = held.incoming
     place = f"{of.queue}:{of.token}"[:200]
-    trail = Trail(origin=of.queue, reason=reason, deliveries=held.count, copied_from=place)
+    count = held.count if deliveries is None else deliveries
+    trail = Trail(origin=of.queue, reason=reason, deliveries=count, copied_from=place)
     copy: Outgoing = of.message._replace(trail=trail, expires_at=None, delay=0.0, dedup_id=None)
     return Forward(of, target, copy)
 

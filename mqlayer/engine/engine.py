@@ -92,6 +92,12 @@ class Engine:
                 self._consumers.remove(line)
                 self.ended.add(line.seen)
 
+    def settle_failed(self, line: Line) -> None:
+        """Count a settlement that never came to the line's session, also when the line has been closed."""
+        with self._lock:
+            seen = line.seen if line is self.sender or line in self._consumers else self.ended
+            seen.settle_failures += 1
+
     def _line(
         self,
         role: str,

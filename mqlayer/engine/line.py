@@ -251,7 +251,8 @@ class ThreadLine:
         """Take nothing more: callers that wait are told, what is buffered goes back. Settlements go on."""
         if self._consuming is not None:
             self._consuming.close()
-            self._poke()
+            if self._thread is not None:  # one that never ran has nothing to give back, and need not connect for it
+                self._poke()
 
     def wait_for_holders(self, closer: Holder, timeout: float) -> None:
         """After ``stop``: let others than *closer* settle what they hold."""

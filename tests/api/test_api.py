@@ -649,6 +649,15 @@ class TestSettling:
                     fail(lambda: receive(second).ack())
                 assert mq.health().settle_failures == 1
 
+    def test_a_settlement_after_the_consumer_closed_is_counted(self, mq: Any) -> None:
+        send(mq, "q", "x")
+        consumer = mq.consumer("q")
+        delivery = receive(consumer)
+        consumer.close(timeout=0.1)
+        with delivery:
+            pass_by()
+        assert mq.health().settle_failures == 1
+
     def test_a_settlement_that_the_broker_refuses_is_counted_once(self, api: Any, fake: Any) -> None:
         from fakes import incoming
 
@@ -715,7 +724,7 @@ class TestPoison:
                 assert consumer.receive(timeout=0.1) is None
                 delivery = receive(dead)
                 assert (
-                    delivery.message.dead_letter_count >= 4
+                    delivery.message.dead_letter_count >= 3
                 )  # each lease that ended may have been followed by another
                 assert "times without an answer" in delivery.message.dead_letter_reason
                 delivery.ack()

@@ -180,6 +180,9 @@ class TestBothLibraries:
             (2**70, str(2**70).encode()),
             ({2: "a", True: "b"}, b'{"2":"a","true":"b"}'),
             ({None: 1}, b'{"null":1}'),
+            ({uuid.UUID(int=5): {Colour.RED: 1}}, b'{"00000000-0000-0000-0000-000000000005":{"red":1}}'),
+            ([{datetime.date(2026, 1, 2): 1, b"\xff": 2}], b'[{"2026-01-02":1,"/w==":2}]'),
+            ({decimal.Decimal("1.50"): {3}}, b'{"1.50":[3]}'),
             (Text("x"), b'"x"'),
         ],
     )

@@ -138,7 +138,12 @@ class TestDescribe:
         assert len(describe(ValueError("x" * 10_000))) == 500
 
     def test_an_exhausted_message_names_its_deliveries_and_the_limit(self) -> None:
-        assert exhausted_reason(6, Retry(attempts_max=5)) == "delivered 5 times without an answer; attempts_max is 5"
+        assert exhausted_reason(6, 0, Retry(attempts_max=5)) == "delivered 5 times without an answer; attempts_max is 5"
+
+    def test_given_back_is_not_called_unanswered(self) -> None:
+        retry = Retry(attempts_max=5)
+        assert exhausted_reason(6, 5, retry) == "delivered 5 times and given back each time; attempts_max is 5"
+        assert exhausted_reason(6, 2, retry) == "delivered 5 times, 3 of them without an answer; attempts_max is 5"
 
 
 N, F, D = Counts.NOTHING, Counts.FLAG, Counts.DELIVERIES
