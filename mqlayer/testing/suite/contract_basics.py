@@ -23,7 +23,7 @@ PATIENCE = 10.0
 
 @criterion("C01")
 def messages_make_the_round_trip(stage: Stage) -> Outcome:
-    """Id, body, headers and what answers need are the same, and an acked message is gone."""
+    """Id, body, headers and what answers need are the same, and an acked message is gone. An id may be the user's own."""
     mq = stage.connect()
     queue = stage.queue()
     number = stage.size(quick=100, full=100)
@@ -46,7 +46,26 @@ def messages_make_the_round_trip(stage: Stage) -> Outcome:
             delivery.ack()
     assert came == sent, f"{sum(came.get(id) != what for id, what in sent.items())} of {number} came back different"
     stage.assert_empty(mq, queue)
+    _own_ids(stage, mq)
     return Outcome(counts={"checked": number})
+
+
+def _own_ids(stage: Stage, mq: Connection) -> None:
+    queue = stage.queue("own-ids")
+    ids = ["7", "order 42", "a/b:c.d#e", "x" * 200, "\u952e \U0001f511"]
+    taken: list[str] = []
+    with mq.producer(queue) as producer:
+        for id in ids:
+            try:
+                told = producer.send(id, id=id)
+            except (SendError, ArgumentError) as error:
+                if id in ids[:2]:
+                    raise AssertionError(f"the id {id!r} is refused") from error
+            else:
+                assert told == id, f"sent under the id {id!r}, it is said to be {told!r}"
+                taken.append(id)
+    came = [(one.message.id, one.message.payload) for one in _all(stage, mq, queue, len(taken))]
+    _compare([(id, id) for id in taken], came)
 
 
 @criterion("C02")
