@@ -1,5 +1,6 @@
 """What is sent is what arrives: C01 to C05."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -83,6 +84,8 @@ def headers_keep_names_values_and_types(stage: Stage) -> Outcome:
         {"int64": 2**63 - 1, "int64 low": -(2**63)},
         {"beyond int64": 2**64},
         {"tiny": 5e-324, "huge": 1.7e308, "minus zero": -0.0},
+        {"infinite": math.inf, "minus infinite": -math.inf},
+        {"no number": math.nan},
         {"colon:semicolon;equals=": "a:b;c=d\r\ne\\f"},
         {"blank name ": " blank value "},
         {"X-Upper": "x", "x-upper-2": "y"},
