@@ -180,18 +180,21 @@ def unicode_arrives_or_is_refused(stage: Stage) -> Outcome:
     stage.assert_empty(mq, queue)
     sent, refused = [], 0
     for text in [*texts, *broken]:
-        messages: list[tuple[Any, dict[str, HeaderValue]]] = [(text, {}), ({text: text}, {}), (b"", {"text": text})]
-        for payload, headers in messages:
+        messages: list[tuple[Any, dict[str, HeaderValue], str | None]] = [
+            (text, {}, None), ({text: text}, {}, None), (b"", {"text": text}, None), (b"", {}, text), (b"", {}, text * 99),
+        ]  # fmt: skip
+        for payload, headers, answers in messages:
             try:
-                id = producer.send(payload, headers=headers)
+                id = producer.send(payload, headers=headers, correlation_id=answers, reply_to=answers)
             except (SendError, ArgumentError) as error:
-                if text in texts[:3]:
+                if text in texts[:3] and answers != text * 99:
                     raise AssertionError(f"{text!r} is refused") from error
                 refused += 1
             else:
-                sent.append((id, (payload, headers)))
+                sent.append((id, (payload, headers, answers, answers)))
     came = [
-        (one.message.id, (one.message.payload, dict(one.message.headers))) for one in _all(stage, mq, queue, len(sent))
+        (one.id, (one.payload, dict(one.headers), one.correlation_id, one.reply_to))
+        for one in (delivery.message for delivery in _all(stage, mq, queue, len(sent)))
     ]
     _compare(sent, came)
     return Outcome(counts={"checked": len(sent)}, evidence={"refused": refused})
