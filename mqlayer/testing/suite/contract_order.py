@@ -4,6 +4,7 @@ import itertools
 import threading
 import time
 from collections import defaultdict
+from typing import Any
 
 from mqlayer.driver import Support
 from mqlayer.message import Message
@@ -14,6 +15,9 @@ from mqlayer.testing.suite.criterion import Outcome, criterion
 from mqlayer.testing.suite.deliveries import in_threads, receive
 
 __all__ = ["each_message_goes_to_one_consumer", "groups_keep_their_order", "one_consumer_sees_the_order_sent"]
+
+
+LEASE = 1.5  #: seconds of the leases that are let run out here
 
 
 @criterion("C08", limit=120)
@@ -71,6 +75,27 @@ def _one_active_consumer(stage: Stage) -> None:
                 came.append(delivery.message.payload)
                 delivery.ack()
     assert sorted(came) == list(range(1, number)), f"after the active consumer was gone came {came}"
+    _active_until_its_death(stage)
+
+
+def _active_until_its_death(stage: Stage) -> None:
+    """The active consumer dies: within the time of a lease another one is."""
+    queue = stage.queue("ordered-too")
+    mq = stage.connect()
+    mq.declare(queue, ordered=True)
+    lease: dict[str, Any] = {"lease": LEASE} if stage.capabilities.timed_lease else {}
+    with mq.producer(queue) as producer:
+        producer.send_many(range(3))
+    holder = stage.actor("consume", "active", queues=[queue], hold=True, limit=1, **lease)
+    holder.wait_for("holding")
+    holder.kill()
+    with mq.consumer(queue, **lease) as consumer:
+        came = []
+        for place in range(3):
+            delivery = receive(stage, consumer, f"message {place + 1} of 3, once the active consumer is dead")
+            came.append(delivery.message.payload)
+            delivery.ack()
+    assert sorted(came) == [0, 1, 2], f"after the death of the active consumer came {came}"
 
 
 @criterion("C09", limit=120)
