@@ -100,7 +100,8 @@ def _active_until_its_death(stage: Stage) -> None:
 
 @criterion("C09", limit=120)
 def groups_keep_their_order(stage: Stage) -> Outcome:
-    """Four consumers, 16 groups: order within each, and while the head of one is unsettled, or nacked, nobody gets its next."""
+    """Four consumers, 16 groups: order within each, and while the head of one is unsettled, or nacked, nobody gets its next.
+    It comes first again when its holder has gone; and once it is a dead letter, its next comes."""
     each = stage.size(quick=20, full=100)
     groups = 16
     queue = stage.queue()
@@ -144,19 +145,22 @@ def groups_keep_their_order(stage: Stage) -> Outcome:
         expected = [make_body(group, counter, 64, stage.seed).decode(errors="replace")[:40] for counter in range(each)]
         assert bodies == expected, f"{group} came out of order, or not once each"
     _head_blocks_tail(stage)
+    _head_returns_first(stage)
     return Outcome(counts={"checked": each * groups})
 
 
 def _head_blocks_tail(stage: Stage) -> None:
     mq = stage.connect()
     queue = stage.queue()
+    group, other_group = "g" * 100 + "a", "g" * 100 + "b"  # alike for long, and two all the same
     with mq.producer(queue) as producer:
         for text in ("a1", "a2"):
-            producer.send(text, group_id="a")
-        producer.send("b1", group_id="b")
+            producer.send(text, group_id=group)
+        producer.send("b1", group_id=other_group)
     with mq.consumer(queue) as first, mq.consumer(queue) as second:
         head = receive(stage, first, "the head of a group")
         assert head.message.payload == "a1", f"{head.message.payload} came first"
+        assert head.message.group_id == group, f"the group came as {head.message.group_id!r}"
         other = receive(stage, second, "the head of another group")
         assert other.message.payload == "b1", f"{other.message.payload} came beside the unsettled a1"
         assert second.receive(timeout=0.3) is None, "a2 came while a1 was unsettled"
@@ -177,6 +181,32 @@ def _head_blocks_tail(stage: Stage) -> None:
         assert tail.message.payload == "a2", f"{tail.message.payload} came instead of a2"
         tail.ack()
         other.ack()
+
+
+def _head_returns_first(stage: Stage) -> None:
+    """Its holder closes, or lets its lease end: it comes again, before its next. Rejected, it stands in nobody's way."""
+    ways: list[dict[str, Any]] = [{}]
+    if stage.capabilities.timed_lease:
+        ways.append({"lease": LEASE, "hold_max": 0.0})
+    for options in ways:
+        queue = stage.queue("returns")
+        mq, another = stage.connect(), stage.connect()
+        with mq.producer(queue) as producer:
+            for text in ("a1", "a2", "a3"):
+                producer.send(text, group_id="a")
+        with mq.consumer(queue, prefetch=1, **options) as first, another.consumer(queue, prefetch=1) as second:
+            held = receive(stage, first, "the head of a group")
+            if not options:
+                first.close()
+            head = receive(stage, second, "the head of a group, whose holder has gone")
+            came = held.message.payload, head.message.payload
+            assert came == ("a1", "a1"), f"{came[1]} came, when the holder of {came[0]} had gone"
+            assert second.receive(timeout=0.3) is None, "a2 came while a1 was unsettled"
+            head.reject("to make room")
+            tail = receive(stage, second, "the next of a group, whose head was rejected")
+            assert tail.message.payload == "a2", f"{tail.message.payload} came instead of a2"
+            tail.ack()
+            receive(stage, second, "the last of a group").ack()
 
 
 @criterion("C10", limit=120)
