@@ -48,7 +48,8 @@ def acked_messages_stay_away(stage: Stage) -> Outcome:
 
 @criterion("C12")
 def nacked_messages_come_back_counted(stage: Stage) -> Outcome:
-    """Each third is nacked once: it comes again with count 2, the others do not, and all end acked. One is nacked for long."""
+    """Each third is nacked once: it comes again with count 2, the others do not, and all end acked. One is nacked for long,
+    and one goes to another consumer than the one that nacked it."""
     number = 99
     mq = stage.connect()
     queue = stage.queue()
@@ -72,6 +73,7 @@ def nacked_messages_come_back_counted(stage: Stage) -> Outcome:
         expected = [1, 2] if payload in nacked else [1]
         assert counts == expected, f"message {payload} was delivered with counts {counts}, not {expected}"
     _nacked_for_long(stage, mq)
+    _nacked_for_others(stage, mq)
     return Outcome(counts={"checked": number, "nacked": len(nacked) + NACKS})
 
 
@@ -87,6 +89,21 @@ def _nacked_for_long(stage: Stage, mq: Connection) -> None:
             delivery.nack()
         receive(stage, consumer, f"a message that was nacked {NACKS} times").ack()
     assert counts == list(range(1, NACKS + 1)), f"nacked again and again, its counts were {counts}"
+
+
+def _nacked_for_others(stage: Stage, mq: Connection) -> None:
+    """Who nacked it asks for no more: then it is there for whoever does."""
+    queue = stage.queue("for-others")
+    with mq.producer(queue) as producer, mq.consumer(queue, prefetch=1) as first:
+        producer.send_many(["held", "nacked"])
+        held, nacked = receive(stage, first), receive(stage, first)
+        nacked.nack()
+        with stage.connect().consumer(queue) as second:
+            delivery = receive(stage, second, "what another consumer nacked, which has its hands full")
+            came = delivery.message.payload, delivery.delivery_count
+            assert came == (nacked.message.payload, 2), f"nacked by another consumer, {came} came"
+            delivery.ack()
+        held.ack()
 
 
 @criterion("C13")
