@@ -25,6 +25,7 @@ __all__ = [
 
 LEASE = 1.5  #: seconds of the leases that are let run out here
 LEASE_LATE_MAX = 1.2  #: seconds by which a lease may end late; one of twice its length is later
+LARGE = 300_000  #: characters of a body that is copied to the dead letters
 NACKS = 30  #: of one message: more than brokers count to before they give it up of their own accord
 
 
@@ -121,7 +122,8 @@ def rejected_and_exhausted_messages_are_dead_lettered(stage: Stage) -> Outcome:
         for kind in ("rejected", "exhausted"):
             for n in range(number):
                 headers: dict[str, HeaderValue] = {"kind": kind, "n": n, "bytes": b"\x00\xff"}
-                id = producer.send({"kind": kind, "n": n}, headers=headers, correlation_id=f"c-{n}", reply_to="answers")
+                payload = {"kind": kind, "n": n, "text": "x" * (0 if n else LARGE)}
+                id = producer.send(payload, headers=headers, correlation_id=f"c-{n}", reply_to="answers")
                 ids[id] = kind
         left = {id: 1 if kind == "rejected" else 2 for id, kind in ids.items()}
         while any(left.values()):
@@ -130,7 +132,7 @@ def rejected_and_exhausted_messages_are_dead_lettered(stage: Stage) -> Outcome:
             assert left.get(id), f"{delivery!r} came once too often"
             left[id] -= 1
             if ids[id] == "rejected":
-                delivery.reject("bad schema")
+                delivery.reject("bad schema: gr\u00f6\u00dfe \u952e")
             else:
                 with contextlib.suppress(_HandlerFailed), delivery:
                     raise _HandlerFailed("as the test ordered")
@@ -145,11 +147,13 @@ def rejected_and_exhausted_messages_are_dead_lettered(stage: Stage) -> Outcome:
             kind = ids[message.id or ""]
             assert message.payload["kind"] == kind, f"the body of {message.id} changed: {message.payload}"
             n = message.payload["n"]
+            length = len(message.payload["text"])
+            assert length == (0 if n else LARGE), f"the body of {message.id} changed: its text has {length} characters"
             headers = {"kind": kind, "n": n, "bytes": b"\x00\xff"}
             assert dict(message.headers) == headers, f"the headers changed: {dict(message.headers)}"
             texts = message.correlation_id, message.reply_to, message.content_type
             assert texts == (f"c-{n}", "answers", "application/json"), f"{message.id} became a dead letter with {texts}"
-            why = "bad schema" if kind == "rejected" else "as the test ordered"
+            why = "bad schema: gr\u00f6\u00dfe \u952e" if kind == "rejected" else "as the test ordered"
             assert why in (message.dead_letter_reason or ""), f"the reason is {message.dead_letter_reason!r}"
             assert message.dead_letter_origin == queue, f"the origin is {message.dead_letter_origin!r}"
             deliveries = 1 if kind == "rejected" else 2
