@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 from mqlayer.api import Connection, Delivery
@@ -11,7 +12,7 @@ from mqlayer.policy import Retry
 from mqlayer.testing.checker import Expect, Floors
 from mqlayer.testing.stage import Stage
 from mqlayer.testing.suite.criterion import FloorUnmet, Outcome, criterion
-from mqlayer.testing.suite.deliveries import PATIENCE, receive, silence
+from mqlayer.testing.suite.deliveries import PATIENCE, receive, refusal, silence
 
 __all__ = [
     "acked_messages_stay_away",
@@ -241,7 +242,8 @@ def unsettled_messages_of_a_dead_consumer_come_back(stage: Stage) -> Outcome:
 
 @criterion("C16")
 def expired_leases_hand_the_message_on(stage: Stage) -> Outcome:
-    """With ``hold_max=0`` a lease ends in time: a second consumer gets the message, and the first one's ack removes nothing."""
+    """With ``hold_max=0`` a lease ends in time: a second consumer gets the message, and the first one's ack removes nothing.
+    Nor does anything else that the first one says."""
     mq = stage.connect()
     queue = stage.queue()
     with mq.producer(queue) as producer:
@@ -264,7 +266,35 @@ def expired_leases_hand_the_message_on(stage: Stage) -> Outcome:
         again = receive(stage, second, "the message after the late ack: did that remove another's copy?")
         again.ack()
     stage.assert_empty(mq, queue)
-    return Outcome(counts={"checked": 1}, evidence={"lease": LEASE, "lasted": round(lasted, 3)})
+    _other_late_verbs(stage, mq)
+    return Outcome(counts={"checked": 4}, evidence={"lease": LEASE, "lasted": round(lasted, 3)})
+
+
+def _other_late_verbs(stage: Stage, mq: Connection) -> None:
+    """Nack, reject and extend of what another consumer holds by now."""
+    queue, dead = stage.queue("late"), stage.queue("late-dead")
+    mq.declare(dead)
+    verbs: dict[str, Callable[[Delivery], None]] = {
+        "nack": lambda delivery: delivery.nack(),
+        "reject": lambda delivery: delivery.reject("too late"),
+        "extend": lambda delivery: delivery.extend(30.0),
+    }
+    with (
+        mq.producer(queue) as producer,
+        mq.consumer(queue, lease=LEASE, hold_max=0, dead_letter=dead) as first,
+        mq.consumer(queue, lease=30.0) as second,
+    ):
+        producer.send_many(verbs)
+        lapsed = [receive(stage, first) for _ in verbs]
+        held = [receive(stage, second, "a message, once its lease had ended") for _ in verbs]
+        for delivery in lapsed:
+            verb = delivery.message.payload
+            refusal(StaleDeliveryError, lambda: verbs[verb](delivery), f"{verb} after the end of the lease")  # noqa: B023
+        for delivery in held:
+            delivery.ack()
+        silence(second, 0.3, "all were acked by the one who held them")
+    stage.assert_empty(mq, queue)
+    stage.assert_empty(mq, dead)
 
 
 def _late(delivery: Delivery) -> None:
