@@ -77,6 +77,7 @@ def a_batch_is_answered_message_by_message(stage: Stage) -> Outcome:
     assert len(expected) == total, "an id was given twice"
     for delivery in receive_all(stage, mq, queue, total):
         message = delivery.message
+        assert message.id in expected, f"{message.id} came, which is none of the {total} ids that were told"
         n = expected[message.id]
         assert message.payload == n, f"{message.id} is another message's id"
         own = dict(message.headers), message.correlation_id
