@@ -20,6 +20,9 @@ __all__ = [
 ]
 
 
+WEEKS = 2**32 / 1000 + 0.5  #: seconds; as milliseconds in 32 bits, or 31, it is half a second
+
+
 @criterion("C23")
 def high_priorities_come_first(stage: Stage) -> Outcome:
     """A backlog of priorities 0 to 9, and without one: higher first, and equal ones in the order they were sent. What
@@ -91,7 +94,7 @@ def expired_messages_are_never_seen(stage: Stage) -> Outcome:
         for place in (producer, other):
             for n in range(each):
                 place.send(f"mortal {n}", ttl=ttl)
-                place.send(f"living {n}", ttl=60.0)
+                place.send(f"living {n}", ttl=60.0 if n % 2 else WEEKS)
                 place.send(f"plain {n}")
         given_back = _given_back(stage, mq, ttl)
         sent_at = time.monotonic()
@@ -112,6 +115,8 @@ def expired_messages_are_never_seen(stage: Stage) -> Outcome:
     assert came == expected, f"out of the queue came {sorted(set(came) - set(expected))}"
     with mq.consumer(given_back) as consumer:
         silence(consumer, 0.1, "what was delayed or given back has expired as well")
+    if stage.capabilities.group_id is not Support.UNSUPPORTED:
+        _expired_and_ahead_of_its_group(stage, mq)
     return Outcome(counts={"checked": 6 * each}, evidence={"expired": 2 * each})
 
 
@@ -127,6 +132,18 @@ def _given_back(stage: Stage, mq: Connection, ttl: float) -> str:
             if delivery is not None and text == "nacked":
                 delivery.nack(delay=0.1)
     return queue
+
+
+def _expired_and_ahead_of_its_group(stage: Stage, mq: Connection) -> None:
+    """The first of a group that expires makes room for the next."""
+    queue = stage.queue("grouped")
+    with mq.producer(queue) as producer:
+        producer.send("mortal", group_id="g", ttl=0.2)
+        producer.send("next", group_id="g")
+        begun = time.monotonic()
+        stage.wait_until(lambda: time.monotonic() > begun + 0.3, "the time to live is over")
+    came = receive_all(stage, mq, queue, 1)[0].message.payload
+    assert came == "next", f"{came!r} came, of a group whose first has expired"
 
 
 @criterion("C37")
