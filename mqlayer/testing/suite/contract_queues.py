@@ -6,6 +6,7 @@ from typing import Any
 from mqlayer.api import Connection, Consumer
 from mqlayer.driver import Stats, Support
 from mqlayer.errors import ArgumentError, MQError, QueueMismatchError, QueueNotFoundError, SendError
+from mqlayer.message import Message
 from mqlayer.testing.roles.work import Work
 from mqlayer.testing.stage import Stage
 from mqlayer.testing.suite.criterion import Outcome, criterion
@@ -26,7 +27,7 @@ NUMBER, HELD = 100, 10
 
 @criterion("C25")
 def purge_takes_what_is_ready(stage: Stage) -> Outcome:
-    """What is ready is dropped and counted; what somebody holds stays, to be acked or to come back."""
+    """What is ready is dropped and counted; what somebody holds stays, to be acked or to come back. So does what is delayed."""
     mq, other = stage.connect(), stage.connect()
     queue = stage.queue()
     with mq.producer(queue) as producer, mq.consumer(queue, prefetch=1) as consumer:
@@ -48,7 +49,31 @@ def purge_takes_what_is_ready(stage: Stage) -> Outcome:
         assert delivery.message.payload == "after", f"{delivery.message.payload!r} outlived the purge"
         delivery.ack()
     stage.assert_empty(mq, queue)
+    if stage.capabilities.delay is not Support.UNSUPPORTED:
+        _outlives_a_purge(stage, mq)
+    if stage.capabilities.group_id is not Support.UNSUPPORTED:
+        _purged_with_its_group(stage, mq)
     return Outcome(counts={"checked": NUMBER}, evidence={"purged": count})
+
+
+def _outlives_a_purge(stage: Stage, mq: Connection) -> None:
+    queue = stage.queue("delayed")
+    with mq.producer(queue) as producer, mq.consumer(queue) as consumer:
+        producer.send("delayed", delay=1.0)
+        mq.purge(queue)
+        receive(stage, consumer, "what was delayed at the purge").ack()
+
+
+def _purged_with_its_group(stage: Stage, mq: Connection) -> None:
+    """Behind the first of its group a message is as ready as that one."""
+    queue = stage.queue("grouped")
+    with mq.producer(queue) as producer:
+        producer.send_many(Message(n, group_id="g") for n in range(3))
+        count = mq.purge(queue)
+        assert count in (None, 3), f"purge says {count}, and 3 of one group were ready"
+        producer.send("after", group_id="g")
+    came = receive_all(stage, mq, queue, 1)[0].message.payload
+    assert came == "after", f"{came!r} outlived the purge"
 
 
 @criterion("C26")
