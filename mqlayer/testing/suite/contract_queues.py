@@ -187,6 +187,8 @@ def declaring_again_changes_nothing(stage: Stage) -> Outcome:
     compared = _mismatches(stage, mq) if compares else []
     if not compares:
         _certainly_not_compared(stage, mq)
+    if stage.capabilities.checks_queues:
+        _gone_with_its_connection(stage)
     return Outcome(counts={"checked": len(queues)}, evidence={"mismatches": compared})
 
 
@@ -209,6 +211,24 @@ def _certainly_not_compared(stage: Stage, mq: Connection) -> None:
         mq.declare(queue, dead_letter=stage.queue("dead"))
     except QueueMismatchError as error:
         raise AssertionError("unexpected pass: compares_queues is said to be absent, and a mismatch is told") from error
+
+
+def _gone_with_its_connection(stage: Stage) -> None:
+    """A temporary queue goes when the connection closes that declared it."""
+    queue = stage.queue("temporary-too")
+    with stage.connect() as mq:
+        mq.declare(queue, temporary=True)
+        mq.producer(queue).send("inside")
+    mq = stage.connect(declare="never")
+
+    def is_missing() -> bool:
+        try:
+            mq.consumer(queue).close()
+        except QueueNotFoundError:
+            return True
+        return False
+
+    stage.wait_until(is_missing, "a temporary queue, whose connection is closed, is gone", timeout=10.0)
 
 
 def _mismatches(stage: Stage, mq: Connection) -> list[str]:
