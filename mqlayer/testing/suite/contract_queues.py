@@ -280,6 +280,12 @@ def a_deleted_queue_is_gone_with_all_it_held(stage: Stage) -> Outcome:
     producer.send("anew")
     came = receive_all(stage, mq, queue, 1)[0]
     assert came.message.payload == "anew", f"{came.message.payload!r} came out of a queue that was deleted"
+    if stage.capabilities.dedup_id is not Support.UNSUPPORTED:
+        for _ in range(2):  # what the deleted queue had seen is nothing to the new one
+            producer.send("once", dedup_id="once")
+            receive_all(stage, mq, queue, 1)
+            mq.delete(queue)
+            mq.declare(queue)
     return Outcome(counts={"checked": 10})
 
 
