@@ -362,7 +362,9 @@ def _similar_names(stage: Stage, mq: Connection) -> int:
     """Names that a careless mapping makes one. Returns how many were taken; a broker may refuse some."""
     base = stage.queue("\u00e4b")
     names = [base, base.upper(), base.replace("-", "_"), base.replace("-", "."), base.replace("-", "%2D")]
+    names += [base.replace("-", "/"), base.replace("-", ":")]
     names += [base.replace("\u00e4", "a\u0308"), f"{base} ", f"{base}/", f"{base}:1"]
+    names += [f"{base}{'x' * (220 - len(base))}{n}" for n in range(2)]
     taken: list[str] = []
     for name in names:
         try:
