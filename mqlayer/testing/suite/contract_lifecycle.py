@@ -39,6 +39,7 @@ __all__ = [
 
 UNBLOCKED = 1.0  #: seconds within which ``close`` ends a waiting call
 IDLE_LOAD = 0.1  #: seconds of processor time for each second of waiting, at the most
+TRIPS = 30  #: through one of several queues
 Call = Callable[[], object]
 
 
@@ -175,9 +176,9 @@ def _close_while_nobody_answers(stage: Stage) -> float:
 def receive_ends_in_time_and_rests(stage: Stage) -> Outcome:
     """Nothing there: ``None`` after 0, 0.2 or 2 s, neither earlier nor much later, and the processor is idle meanwhile."""
     mq = stage.connect()
-    queues = [stage.queue(str(n)) for n in range(3)]
+    queues = [stage.queue(str(n)) for n in range(3)] + [stage.queue("alone")]
     late: list[float] = []
-    with mq.consumer(queues[0]) as one, mq.consumer(*queues) as several:
+    with mq.consumer(queues[3]) as one, mq.consumer(*queues[:3]) as several:
         for consumer in (one, several):
             for timeout in (0.0, 0.2, 0.2, 0.0):
                 late.append(_lateness(lambda t: consumer.receive(timeout=t), timeout))  # noqa: B023
@@ -190,7 +191,13 @@ def receive_ends_in_time_and_rests(stage: Stage) -> Outcome:
         assert max(late) <= stage.seconds(0.5), f"a receive came back {max(late):.2f} s after its timeout"
         assert max(loads) <= IDLE_LOAD, f"waiting for 2 s took {max(loads) * 2:.2f} s of processor time"
         _wakes_at_once(stage, mq, several, queues[1])
+        trips = _round_trips(stage, mq, one, queues[3]), _round_trips(stage, mq, several, queues[1])
+        most = 2 * trips[0] + stage.seconds(1.5)
+        assert trips[1] <= most, (
+            f"{TRIPS} round trips took {trips[0]:.1f} s, and beside two idle queues {trips[1]:.1f} s"
+        )
     evidence = {"latest by": round(max(late), 3), "load": round(max(loads), 4)}
+    evidence |= {"round trips": round(trips[0], 3), "… beside idle queues": round(trips[1], 3)}
     return Outcome(counts={"checked": len(late)}, evidence=evidence)
 
 
@@ -212,6 +219,16 @@ def _wakes_at_once(stage: Stage, mq: Connection, consumer: Consumer, queue: str)
     took = time.monotonic() - begun
     sender.join()
     assert took <= stage.seconds(2.0), f"what was sent after 0.2 s was received after {took:.2f} s"
+
+
+def _round_trips(stage: Stage, mq: Connection, consumer: Consumer, queue: str) -> float:
+    """Returns the seconds they took. Of several queues in one receive, the idle ones do not slow the busy one."""
+    begun = time.monotonic()
+    with mq.producer(queue) as producer:
+        for n in range(TRIPS):
+            producer.send(n)
+            receive(stage, consumer, "a message on its round trip").ack()
+    return time.monotonic() - begun
 
 
 @criterion("C38")
