@@ -168,6 +168,7 @@ def duplicates_within_the_window_are_dropped(stage: Stage) -> Outcome:
     with mq.producer(another) as producer:
         producer.send("another queue", dedup_id="d-0")
         receive_all(stage, mq, another, 1)
+    _told_apart(stage, mq)
     _redelivered(stage, mq)
     return Outcome(counts={"checked": 20}, evidence={"window": stage.capabilities.dedup_window})
 
@@ -176,6 +177,17 @@ def _again(mq: Connection, queue: str) -> None:
     with mq.producer(queue) as producer:
         for n in range(5):
             producer.send("a duplicate", dedup_id=f"d-{n}")
+
+
+def _told_apart(stage: Stage, mq: Connection) -> None:
+    """Ids that are alike for long, or but for their case, are others: none of their messages may vanish."""
+    queue = stage.queue("alike")
+    ids = [f"{'d' * 100}{n}" for n in range(3)] + ["Case", "case"]
+    with mq.producer(queue) as producer:
+        for id in ids:
+            producer.send(id, dedup_id=id)
+    came = [delivery.message.payload for delivery in receive_all(stage, mq, queue, len(ids))]
+    assert sorted(came) == sorted(ids), f"of {ids} came {came}"
 
 
 def _redelivered(stage: Stage, mq: Connection) -> None:
