@@ -1,10 +1,12 @@
 """Publish and subscribe: a copy for each group: C43."""
 
 import time
+from typing import Any
 
 from mqlayer.api import Connection, Consumer
-from mqlayer.errors import QueueNotFoundError
-from mqlayer.message import Message
+from mqlayer.driver import Support
+from mqlayer.errors import QueueNotFoundError, RefusedError
+from mqlayer.message import Message, ReceivedMessage
 from mqlayer.testing.stage import Stage
 from mqlayer.testing.suite.criterion import Outcome, criterion
 from mqlayer.testing.suite.deliveries import PATIENCE, receive, silence
@@ -13,6 +15,7 @@ __all__ = ["each_group_of_a_topic_gets_a_copy"]
 
 EACH = 20  #: messages of each of the three rounds
 QUIET = 0.3
+DELAY = 1.5
 
 
 @criterion("C43", limit=90)
@@ -46,6 +49,7 @@ def each_group_of_a_topic_gets_a_copy(stage: Stage) -> Outcome:
     with elsewhere.consumer(topic=topic, group="mailer") as mailer:
         silence(mailer, QUIET, "the group has had its copies")
     _names_are_kept_apart(stage)
+    _copies_are_complete(stage)
     return Outcome(counts={"checked": 3 * EACH}, evidence={"copies": 7 * EACH})
 
 
@@ -105,6 +109,52 @@ def _names_are_kept_apart(stage: Stage) -> None:
         came = [receive(stage, consumer, f"the copy for group {group} of {name}").message.payload]
         came += [delivery.message.payload for delivery in consumer.receive_many(5, timeout=0.1)]
         assert came == [f"{name} {group}"], f"group {group} of {name} got {came}"
+
+
+def _copies_are_complete(stage: Stage) -> None:
+    """A copy has the id and all else of what was sent, waits as long and lives as long. A queue that is named like the
+    topic is another thing."""
+    mq = stage.connect()
+    topic = stage.queue("complete")
+    mq.declare(topic)
+    groups = ("one", "two")
+    for group in groups:
+        mq.consumer(topic=topic, group=group).close()
+    told = stage.capabilities
+    with mq.producer(topic=topic) as producer:
+        fields: dict[str, Any] = {"reply_to": "answers", "content_type": "text/csv"}
+        if told.ttl is not Support.UNSUPPORTED:
+            producer.send("mortal", ttl=0.3)
+        if told.priority is not Support.UNSUPPORTED:
+            fields["priority"] = 7
+        id = producer.send("a,b", **fields)
+        begun = time.monotonic()
+        delayed = told.delay is not Support.UNSUPPORTED
+        if delayed:
+            try:
+                producer.send("later", delay=DELAY)
+            except RefusedError:  # some delay only what goes to one queue
+                delayed = False
+        stage.wait_until(lambda: time.monotonic() > begun + 0.4, "the time to live is over")
+    expected = (id, "a,b", "text/csv", "answers", fields.get("priority"))
+    for group in groups:
+        with mq.consumer(topic=topic, group=group) as consumer:
+            message = _settled(stage, consumer, f"the copy for {group}")
+            came = message.id, message.payload, message.content_type, message.reply_to, message.priority
+            assert came == expected, f"{group} got {came}, not {expected}"
+            if delayed:
+                payload = _settled(stage, consumer, f"the delayed copy for {group}").payload
+                early = begun + DELAY - time.monotonic()
+                assert payload == "later", f"{group} got {payload!r}"
+                assert early <= 0.05, f"delayed by {DELAY} s, the copy for {group} came {early:.2f} s early"
+            silence(consumer, QUIET, f"{group} has had a copy of each")
+    stage.assert_empty(mq, topic)
+
+
+def _settled(stage: Stage, consumer: Consumer, what: str) -> ReceivedMessage:
+    delivery = receive(stage, consumer, what)
+    delivery.ack()
+    return delivery.message
 
 
 def _share(stage: Stage, topic: str, waiting: list[int]) -> None:
