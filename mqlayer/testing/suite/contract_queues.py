@@ -144,11 +144,14 @@ def peek_changes_nothing(stage: Stage) -> Outcome:
     mq, other = stage.connect(), stage.connect()
     queue = stage.queue()
     with mq.producer(queue) as producer:
-        ids = [producer.send(n, headers={"n": n}) for n in range(number)]
+        ids = [producer.send(n, headers={"n": n}, correlation_id=f"c-{n}", reply_to="answers") for n in range(number)]
     for limit in (1, 5, 5, number, number + 10):
         shown = other.peek(queue, limit)
         assert [message.id for message in shown] == ids[:limit], f"peek({limit}) shows {[m.payload for m in shown]}"
         assert all(message.headers == {"n": message.payload} for message in shown), "peek shows other headers"
+        texts = [(message.correlation_id, message.reply_to, message.content_type) for message in shown]
+        expected_texts = [(f"c-{n}", "answers", "application/json") for n in range(number)][:limit]
+        assert texts == expected_texts, f"peek shows {texts}"
     with mq.consumer(queue, prefetch=1) as consumer:
         first = receive(stage, consumer)
         assert first.message.payload == 0, f"after the peeks {first.message.payload} comes first"
@@ -162,7 +165,23 @@ def peek_changes_nothing(stage: Stage) -> Outcome:
             delivery.ack()
     assert other.peek(queue, 5) == [], "peek shows what was acked"
     stage.assert_empty(mq, queue)
+    _shown_in_turn(stage, mq)
     return Outcome(counts={"checked": number})
+
+
+def _shown_in_turn(stage: Stage, mq: Connection) -> None:
+    """Those of high priority first, as a consumer would get them, and nothing that is still delayed."""
+    queue = stage.queue("in-turn")
+    with mq.producer(queue) as producer:
+        if stage.capabilities.delay is not Support.UNSUPPORTED:
+            producer.send("delayed", delay=60.0)
+        producer.send("plain")
+        ranked = stage.capabilities.priority is not Support.UNSUPPORTED
+        if ranked:
+            producer.send("high", priority=9)
+    shown = [(message.payload, message.priority) for message in mq.peek(queue, 5)]
+    expected = [("high", 9), ("plain", None)] if ranked else [("plain", None)]
+    assert shown == expected, f"peek shows {shown}"
 
 
 @criterion("C27", limit=90)
