@@ -29,6 +29,7 @@ __all__ = [
     "nothing_delayed_is_lost_while_it_falls_due",
     "send_and_reject",
     "send_delayed",
+    "send_delayed_and_stay",
 ]
 
 EACH = 6
@@ -41,7 +42,8 @@ DUE_AFTER = 4.0
 
 @criterion("F4b", limit=240)
 def delayed_dead_and_held_messages_outlive_a_kill(stage: Stage) -> Outcome:
-    """What was to come later comes later, what was dead stays dead, what was held comes back; all over a kill."""
+    """What was to come later comes later, what was dead stays dead, what was held comes back; all over a kill. The sender
+    of what is delayed is killed as well, as soon as it was told that all is stored."""
     began = time.monotonic()
     site = stage.own_server()
     start_seconds = time.monotonic() - began
@@ -59,7 +61,9 @@ def delayed_dead_and_held_messages_outlive_a_kill(stage: Stage) -> Outcome:
     holder.wait_for("holding")
     if delays:
         job = {"queue": later, "number": EACH, "delay": delay, "seed": stage.seed}
-        site.actor("call", "delayer", function=function(send_delayed), arguments=job).finish()
+        delayer = site.actor("call", "delayer", function=function(send_delayed_and_stay), arguments=job)
+        delayer.wait_for("sent")
+        delayer.kill()
     site.kill(during="hold")
     if holder.alive:
         holder.kill()
@@ -116,6 +120,14 @@ def send_delayed(work: Work, queue: str, number: int, delay: float, seed: int) -
     """An actor's part: messages for later."""
     with work.connect().producer(queue) as producer:
         send_noted(work.ledger, producer, queue, range(number), seed=seed, fields={"delay": delay})
+
+
+def send_delayed_and_stay(work: Work, queue: str, number: int, delay: float, seed: int) -> None:
+    """An actor's part: the same, and then hold the connection open."""
+    with work.connect().producer(queue) as producer:
+        send_noted(work.ledger, producer, queue, range(number), seed=seed, fields={"delay": delay})
+        work.say("sent")
+        work.pause(None)
 
 
 @criterion("F4c", limit=300)
