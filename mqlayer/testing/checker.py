@@ -10,6 +10,8 @@ recovered      D of which no publish was confirmed, though one was tried
 unexpected     D of ids that nobody published
 phantom        D of ids of which every publish certainly failed: the error lied
 corrupt        D with another SHA-256 than the one published
+misrouted      D that came first from a queue which others were sent to, and they to another one
+early          D that came first before its delay was over
 resurrected    D after a fault, of what was acked and proved settled before it
 unreturned     D that nobody settled, or that was rejected, and that never came again though the drain shows nothing left
 =============  ==================================================================================
@@ -33,6 +35,7 @@ from mqlayer.testing.records import Verdict
 __all__ = ["SAMPLES_MAX", "Expect", "Floors", "Rate", "Report", "check"]
 
 SAMPLES_MAX = 32  #: ids kept of each class
+EARLY_MAX = 0.05  #: seconds by which a delayed message may come before its time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +169,8 @@ _ALWAYS_WRONG = {
     "phantom": "delivered though their publish had failed for certain",
     "resurrected": "delivered again after their ack was settled",
     "corrupt": "delivered with another body",
+    "misrouted": "delivered from another queue than the one that they were sent to",
+    "early": "delivered before their delay was over",
 }
 _WRONG_IF_NOTHING_LEFT = {
     "lost": "confirmed and never delivered",
@@ -190,6 +195,10 @@ class _Reading:
     unanswered: dict[str, int] = field(default_factory=dict)
     bodies: dict[str, str | None] = field(default_factory=dict)
     damaged: list[str] = field(default_factory=list)
+    sent_to: dict[str, str | None] = field(default_factory=dict)
+    elsewhere: dict[str, str | None] = field(default_factory=dict)  # id → the other queue that it first came from
+    due: dict[str, float] = field(default_factory=dict)
+    early: list[str] = field(default_factory=list)
     causes: dict[Cause, list[str]] = field(default_factory=dict)
     acked: int = 0
     barriers: int = 0
@@ -231,9 +240,12 @@ class _Reading:
                 self.attempts[id] += 1
             else:
                 self.bodies[id] = event.sha256
+                self.sent_to[id] = event.queue
                 self.attempts[id] = 1
             if "delay" in event.detail:
-                self.custody.delayed(id, event.at + event.detail["delay"])
+                due = event.at + event.detail["delay"]
+                self.due.setdefault(id, due)
+                self.custody.delayed(id, due)
             self.unanswered[id] = self.unanswered.get(id, 0) + 1
             self.kills.published(event.at)
             return
@@ -258,6 +270,11 @@ class _Reading:
         sha256 = self.bodies.get(id)
         if sha256 is not None and event.sha256 is not None and sha256 != event.sha256:
             self.damaged.append(id)
+        if not count:
+            if event.queue != self.sent_to.get(id, event.queue):
+                self.elsewhere[id] = event.queue
+            if event.at < self.due.get(id, event.at) - EARLY_MAX:
+                self.early.append(id)
         self.order.delivered(id, event, first=not count)
         cause = self.custody.delivered(id, event)
         rate = self.rates[self.shaken]
@@ -313,6 +330,7 @@ class _Reading:
 
     def _classes(self) -> dict[str, list[str]]:
         attempts, deliveries = self.attempts, self.deliveries
+        queues = set(self.sent_to.values()) - {None}  # without those of dead letters, and of a topic's groups
         return {
             "lost": list((self.confirmed - deliveries).elements()),
             "unreturned": [id for id in self.custody.unreturned() if id in attempts],
@@ -320,6 +338,10 @@ class _Reading:
             "phantom": [id for id, tries in self.failed.items() if id in deliveries and tries == attempts[id]],
             "resurrected": self.causes.get(Cause.RESURRECTED, []),
             "corrupt": self.damaged,
+            "misrouted": [
+                id for id, queue in self.elsewhere.items() if queue in queues and self.sent_to[id] is not None
+            ],
+            "early": self.early,
             "unexplained": self.causes.get(Cause.UNEXPLAINED, []),
             "order": self.order.violations,
         }
@@ -347,6 +369,8 @@ class _Reading:
             "phantom": len(found["phantom"]),
             "resurrected": len(found["resurrected"]),
             "corrupt": len(found["corrupt"]),
+            "misrouted": len(found["misrouted"]),
+            "early": len(found["early"]),
             "unexplained": len(found["unexplained"]),
             "order_violations": len(found["order"]),
             "regressions": self.order.regressions,

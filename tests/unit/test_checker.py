@@ -112,6 +112,22 @@ def corrupt() -> Story:
     return Story().publish("p:1").deliver("p:1", sha256="damaged").ack("p:1")
 
 
+def misrouted() -> Story:
+    story = Story().begin("p:1", queue="a").add(EventType.PUBLISH, OK, "p", id="p:1", queue="a").publish("p:2")
+    return story.handle("p:1", "p:2")
+
+
+def early() -> Story:
+    return Story().begin("p:1", delay=10.0).add(EventType.PUBLISH, OK, "p", id="p:1", queue="q").handle("p:1")
+
+
+def resent_too_often() -> Story:
+    story = Story().publish("p:1")
+    for _ in range(3):  # the original, a copy, and one more
+        story.deliver("p:1", resent=1).ack("p:1")
+    return story
+
+
 def unexplained() -> Story:
     return Story().publish("p:1").handle("p:1", "p:1")
 
@@ -135,7 +151,10 @@ def disordered() -> Story:
         (phantom, "phantom"),
         (resurrected, "resurrected"),
         (corrupt, "corrupt"),
+        (misrouted, "misrouted"),
+        (early, "early"),
         (unexplained, "unexplained"),
+        (resent_too_often, "unexplained"),
         (disordered, "order_violations"),
     ],
 )
@@ -149,6 +168,19 @@ def test_each_kind_of_wrong_is_a_failure_of_its_own_kind(tell: Callable[[], Stor
 
 class TestMildness:
     """What is no failure where the backend does not claim it."""
+
+    @pytest.mark.parametrize("queue", ["q.dead", "topic.group"])
+    def test_a_queue_that_nobody_sends_to(self, queue: str) -> None:
+        story = Story().publish("p:1").deliver("p:1", queue=queue).ack("p:1")
+        assert verdict_of(story) is Verdict.PASS
+
+    def test_a_copy_that_was_sent_again_for_each_fault(self) -> None:
+        story = Story().publish("p:1").server_killed(1).server_killed(2)
+        for _ in range(4):
+            story.deliver("p:1", resent=1).ack("p:1")
+        report = check(story.events, Expect())
+        assert report.verdict is Verdict.PASS
+        assert report.duplicates["by_cause"]["publish_retried"] == 3
 
     def test_order_where_it_is_not_claimed(self) -> None:
         report = check(disordered().events, Expect(ordered=False))
