@@ -162,9 +162,14 @@ def duplicates_within_the_window_are_dropped(stage: Stage) -> Outcome:
         assert not report.failures, f"a duplicate is no failure: {report.failures}"
         _again(stage.connect(), queue)
         came = [delivery.message for delivery in receive_all(stage, mq, queue, 8)]
-        assert [message.payload for message in came[:5]] == list(range(5)), "of each dedup_id not the first came"
-        assert sorted(str(message.payload) for message in came[5:]) == ["batch", "none", "none"], f"{came[5:]} came"
-        assert came[0].dedup_id in (None, "d-0"), f"the dedup_id came as {came[0].dedup_id!r}"
+        numbers = [message.payload for message in came if isinstance(message.payload, int)]
+        if not stage.capabilities.ordered:
+            numbers.sort()
+        assert numbers == list(range(5)), "of each dedup_id not the first came"
+        texts = sorted(message.payload for message in came if isinstance(message.payload, str))
+        assert texts == ["batch", "none", "none"], f"{texts} came"
+        dedup_id = next(message.dedup_id for message in came if message.payload == 0)
+        assert dedup_id in (None, "d-0"), f"the dedup_id came as {dedup_id!r}"
         _again(mq, queue)  # handled by now, and still within the window
         stage.assert_empty(mq, queue)
     with mq.producer(another) as producer:
