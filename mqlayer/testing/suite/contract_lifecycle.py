@@ -270,9 +270,11 @@ def _script(stage: Stage, url: str) -> list[Any]:
             report = producer.send_many([Message("one"), Message(b"two"), ["three"]])
             producer.submit("four").result(stage.seconds(10))
             seen.append((len(report.ids), dict(report.failures)))
+            payloads = []
             for _ in range(4):
                 with receive(stage, consumer) as message:
-                    seen.append(message.payload)
+                    payloads.append(message.payload)
+            seen += payloads if stage.capabilities.ordered else sorted(payloads, key=repr)
             producer.send("nacked")
             for _ in range(2):
                 delivery = receive(stage, consumer)
@@ -289,9 +291,11 @@ def _script(stage: Stage, url: str) -> list[Any]:
                     raise _HandlerFailed("as ordered")
             silence(consumer, 0.2, "all was settled")
         with mq.consumer(dead) as consumer:
+            letters = []
             for _ in range(2):
                 with receive(stage, consumer) as message:
-                    seen.append((message.payload, message.dead_letter_reason, message.dead_letter_count))
+                    letters.append((message.payload, message.dead_letter_reason, message.dead_letter_count))
+            seen += letters if stage.capabilities.ordered else sorted(letters)
         mq.delete(queue)
         mq.delete(dead)
     return seen
