@@ -186,8 +186,8 @@ def _value(value: object) -> HeaderValue:
     kind = type(value)
     if kind is str or kind is bool or value is None or kind is bytes:
         return value  # type: ignore[return-value]
-    if isinstance(value, int):  # pika's own subclass of int for 64-bit values
-        return int(value)
+    if isinstance(value, int):  # pika's own subclass of int for 64-bit values, and all that it leaves of a float
+        return int(value) if -(2**63) <= value < 2**63 else float(value)  # else no copy could carry it
     if isinstance(value, Decimal):
         return str(value)
     if isinstance(value, datetime):
