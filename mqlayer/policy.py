@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mqlayer.driver import Counts, Incoming, Trail
+from mqlayer.driver import Counts, Forward, Incoming, Nack, Release, Trail, Verdict
 from mqlayer.errors import ArgumentError, UndecodableError
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "exhausted_reason",
     "failed_trail",
     "flagged_trail",
+    "given_back",
     "is_suspect",
     "lease_margin",
     "next_step",
@@ -28,6 +29,7 @@ __all__ = [
     "window",
 ]
 
+DEAD_LETTER_AGAIN = 5.0  #: seconds before the next attempt, where a dead letter could not be made
 REASON_MAX = 500  #: characters of an error's text that travel with a dead letter
 RECONNECT_DELAY = 0.1  #: seconds before the first new attempt to connect
 RECONNECT_DELAY_MAX = 5.0  #: seconds between attempts at the most
@@ -97,6 +99,18 @@ def next_step(count: int, error: BaseException, retry: Retry, *, has_dead_letter
             return DeadLetter(describe(error))
         return GiveBack(retry.delay_max)
     return GiveBack(retry.backoff(count, random))
+
+
+def given_back(verdict: Verdict) -> Nack | Release:
+    """How a delivery goes back that could not be settled as *verdict* says.
+
+    One whose dead letter could not be made, because that queue is full, say, has had its deliveries. Counted, so that no
+    handler runs again for it, and after a pause, or it would come again at once, over and over.
+    """
+    of = verdict.of
+    if type(verdict) is Forward and verdict.queue != of.queue:
+        return Nack(of, DEAD_LETTER_AGAIN)
+    return Release(of)
 
 
 def exhausted_reason(count: int, failures: int, retry: Retry) -> str:

@@ -14,7 +14,6 @@ from mqlayer.driver import (
     Forward,
     Outgoing,
     QueueOptions,
-    Release,
     Session,
     Verdict,
 )
@@ -23,6 +22,7 @@ from mqlayer.engine.parcel import Parcel, Target, final, resolve
 from mqlayer.engine.waiting import Signal
 from mqlayer.errors import ClosedError, MQError, SendError, StaleDeliveryError
 from mqlayer.layers.observed import Observations
+from mqlayer.policy import given_back
 
 __all__ = ["InlineLine"]
 
@@ -209,7 +209,7 @@ class InlineLine:
                 return
             self.seen.settle_failures += 1
             if give_back and type(verdict) is not Ack and not isinstance(error, StaleDeliveryError):
-                self._session.settle((Release(verdict.of),), self._timeout)
+                self._session.settle((given_back(verdict),), self._timeout)
             raise error
 
     def _carry_out(self, verdict: Verdict) -> MQError | None:

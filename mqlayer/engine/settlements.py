@@ -9,6 +9,7 @@ from mqlayer.driver import Declare, Extend, Forward, Incoming, QueueOptions, Rel
 from mqlayer.engine.held import Held
 from mqlayer.engine.intake import Intake
 from mqlayer.errors import MQError, StaleDeliveryError
+from mqlayer.policy import given_back
 
 __all__ = ["Settlement", "Settlements"]
 
@@ -153,7 +154,7 @@ class Settlements:
                 self._unreturned.append((self._intake.epoch, verdict))
             elif item.give_back:
                 log.warning("a delivery of %r goes back to its queue: %s", verdict.of.queue, error)
-                self._queue.append(Settlement(None, Release(verdict.of)))
+                self._queue.append(Settlement(None, given_back(verdict), give_back=True))
         if item.future is not None:
             item.future.set_exception(error)
         elif type(verdict) is not Extend:

@@ -512,6 +512,16 @@ class TestSettling:
             receive(consumer).reject("no use")
             receive(consumer).ack()
 
+    def test_a_dead_letter_that_cannot_be_made_is_tried_again_after_a_pause(self, api: Any, url: str) -> None:
+        with api.connect(f"{url}?declare=never") as mq:
+            mq.declare("q")
+            send(mq, "q", "x")
+            with mq.consumer("q", retry=Retry(attempts_max=1)) as consumer:
+                with pytest.raises(ValueError, match="bad"), receive(consumer):
+                    raise ValueError("bad")  # and q.dead is missing
+                assert consumer.receive(timeout=0.05) is None
+                assert mq.stats("q").delayed == 1
+
     @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
     def test_a_shutdown_counts_no_failure(self, mq: Any, error: type[BaseException]) -> None:
         send(mq, "q", "x")

@@ -13,6 +13,7 @@ from mqlayer.engine.held import Held
 from mqlayer.engine.intake import Intake
 from mqlayer.engine.settlements import GIVE_BACK_AGAIN, Settlement, Settlements
 from mqlayer.errors import QueueNotFoundError, RefusedError, RequestTimeoutError, StaleDeliveryError
+from mqlayer.policy import DEAD_LETTER_AGAIN
 
 
 class Fixture:
@@ -71,15 +72,23 @@ def test_who_waits_no_longer_does_not_end_the_owner(one: Fixture) -> None:
     assert one.session.settled == [Ack(OF)]
 
 
-def test_a_copy_that_fails_gives_the_delivery_back(one: Fixture) -> None:
+def test_a_dead_letter_that_fails_gives_the_delivery_back_after_a_pause(one: Fixture) -> None:
     full = RefusedError("full")
     one.session.on("settle", failing({0: full}))
     future = one.put(DEAD, give_back=True)
     one.carry_out()
     assert future.exception() is full
     one.carry_out()
-    assert one.session.settled == [Release(OF)]
+    assert one.session.settled == [Nack(OF, DEAD_LETTER_AGAIN)]
     assert not one.settlements
+
+
+def test_where_that_fails_as_well_it_goes_back_at_once(one: Fixture) -> None:
+    one.session.on("settle", *[failing({0: RefusedError("full")})] * 2)
+    one.put(DEAD, give_back=True)
+    for _ in range(3):
+        one.carry_out()
+    assert one.session.settled == [Release(OF)]
 
 
 def test_what_is_stale_is_not_given_back(one: Fixture) -> None:
@@ -91,7 +100,7 @@ def test_what_is_stale_is_not_given_back(one: Fixture) -> None:
 
 def test_a_release_that_fails_is_tried_again_after_a_pause(one: Fixture, caplog: pytest.LogCaptureFixture) -> None:
     one.session.on("settle", *[failing({0: RefusedError("full")})] * 3)
-    one.put(DEAD, give_back=True)
+    one.put(Nack(OF), give_back=True)
     for _ in range(5):
         one.carry_out()
     assert len(one.session.named("settle")) == 2
@@ -134,7 +143,7 @@ class TestDeadLetterQueue:
         one.carry_out()
         assert isinstance(future.exception(), QueueNotFoundError)
         assert other.exception() is None
-        assert one.session.settled == [Ack(incoming("other")), Release(OF)]
+        assert one.session.settled == [Ack(incoming("other")), Nack(OF, DEAD_LETTER_AGAIN)]
 
     def test_if_it_vanished_it_is_made_again(self, one: Fixture) -> None:
         one.session.on("settle", None, failing({0: QueueNotFoundError("gone")}))
