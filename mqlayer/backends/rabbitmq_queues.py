@@ -3,6 +3,7 @@
 A refusal closes that channel, and the next request opens another; publishing and consuming never notice.
 """
 
+import contextlib
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -35,6 +36,9 @@ from mqlayer.errors import (
 )
 
 __all__ = ["Queues", "unsent"]
+
+# RabbitMQ makes no queue but a stream with it, and does not compare it with what other queues have.
+OF_STREAMS = {"x-max-age": "1D"}
 
 
 class Queues:
@@ -86,7 +90,8 @@ class Queues:
         exchange = self.topic(topic, deadline)
         if group is None:
             queue = f"mq.temporary.{secrets.token_hex(12)}"
-            self._ask(lambda c, done: c.queue_declare(queue, exclusive=True, auto_delete=True, callback=done), deadline)
+            # Not auto_delete: it would go, with all that is in it, whenever its consumer is cancelled for another window.
+            self._ask(lambda c, done: c.queue_declare(queue, exclusive=True, callback=done), deadline)
             self._temporary.add(queue)
         else:
             queue = group_queue(topic, group)
@@ -141,7 +146,7 @@ class Queues:
         if name in self._known:
             return
         if not self._exists(name, deadline):
-            self._ask(lambda c, done: c.exchange_declare(name, "fanout", durable=True, callback=done), deadline)
+            self._make_exchange(name, deadline)
             self._ask(
                 lambda c, done: c.queue_declare(name, durable=True, arguments=delay_arguments(step), callback=done),
                 deadline,
@@ -149,8 +154,10 @@ class Queues:
             if self._declare_settle:
                 self._unsafe[name] = self._monotonic() + self._declare_settle
         # Also when it was found: who created it may have been killed before the binding.
-        self._ask(lambda c, done: c.exchange_declare(name, "fanout", durable=True, callback=done), deadline)
-        self._ask(lambda c, done: c.queue_bind(name, name, callback=done), deadline)
+        self._make_exchange(name, deadline)
+        # Without the right to bind: it has been done, or what is published comes back.
+        with contextlib.suppress(AuthenticationError):
+            self._ask(lambda c, done: c.queue_bind(name, name, callback=done), deadline)
         self._known.add(name)
 
     # --- asking -------------------------------------------------------------------------------------------------------
@@ -197,6 +204,13 @@ class Queues:
             if self._monotonic() >= ready_at:
                 self._unsafe.pop(name, None)
 
+    def _make_exchange(self, name: str, deadline: float) -> None:
+        """Declare it if it is missing; who may only use it need not have the right to make it."""
+        try:
+            self._ask(lambda c, done: c.exchange_declare(name, passive=True, callback=done), deadline)
+        except QueueNotFoundError:
+            self._ask(lambda c, done: c.exchange_declare(name, "fanout", durable=True, callback=done), deadline)
+
     def forget(self, name: str) -> None:
         """An exchange or a delay queue may be gone: its next use makes sure of it."""
         self._known.discard(name)
@@ -204,7 +218,7 @@ class Queues:
     def topic(self, topic: str, deadline: float) -> str:
         exchange = topic_exchange(topic)
         if exchange not in self._known:
-            self._ask(lambda c, done: c.exchange_declare(exchange, "fanout", durable=True, callback=done), deadline)
+            self._make_exchange(exchange, deadline)
             self._known.add(exchange)
         return exchange
 
@@ -212,6 +226,9 @@ class Queues:
         """Whether the queue lets only one consumer at a time be active; ``None`` where RabbitMQ does not let us know.
 
         Nothing tells a queue's arguments but the complaint about a declare that differs in one of them.
+
+        Raises:
+            QueueNotFoundError: it is gone.
         """
         if queue in self._temporary:
             return False
@@ -227,12 +244,15 @@ class Queues:
                 return None  # who may not configure a queue may still read it
             if "inequivalent arg 'x-single-active-consumer'" in complaint:
                 return True
+            if any(f"invalid arg '{name}'" in complaint for name in OF_STREAMS):  # it is to be made first
+                raise QueueNotFoundError(f"there is no queue {queue!r}")
             if not complaint:
                 return False
         return None
 
     def _complaint(self, queue: str, arguments: dict[str, Any], deadline: float) -> str:
-        """What RabbitMQ says against the queue's having these arguments; empty: it has them."""
+        """What RabbitMQ says against the queue's having these arguments; empty: it has them. Never makes the queue."""
+        arguments = arguments | OF_STREAMS
         try:
             self._ask(
                 lambda c, done: c.queue_declare(queue, durable=True, arguments=arguments, callback=done), deadline

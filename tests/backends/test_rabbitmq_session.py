@@ -137,6 +137,15 @@ def test_a_topic_without_groups_is_no_error_and_each_group_gets_a_copy(rabbit: R
     assert session.publish(topic, messages("c"), T) == {}
 
 
+def test_a_subscription_keeps_what_comes_while_nobody_consumes_it(rabbit: Rabbit) -> None:
+    session = rabbit.session()
+    topic = f"t-{time.time_ns()}"
+    queue = session.bind(topic, None, T)
+    for name in ("a", "b"):  # its last consumer is cancelled in between, as a changed window does
+        session.publish(topic, messages(name), T)
+        assert drain(session, queue) == [name]
+
+
 # --- delay and ttl ------------------------------------------------------------------------------------------------------
 
 
@@ -341,6 +350,18 @@ def test_a_queue_that_is_deleted_under_a_consumer_is_named(rabbit: Rabbit) -> No
     assert ids(receive(session, 1)) == ["a"]
     with pytest.raises(QueueNotFoundError, match="missing"):
         session.subscribe("missing", 1, None, T)
+
+
+def test_to_ask_about_a_queue_that_is_gone_does_not_make_it(rabbit: Rabbit) -> None:
+    session = rabbit.session()
+    queue = rabbit.queue(session)
+    session.subscribe(queue, 1, None, T)
+    with rabbit.raw() as channel:
+        channel.queue_delete(queue)
+    with pytest.raises(QueueNotFoundError, match=queue):  # before the session has read that its consumer has ended
+        session.subscribe(queue, 2, None, T)
+    with pytest.raises(QueueNotFoundError):
+        session.stats(queue, T)
 
 
 def test_a_queue_that_was_deleted_takes_no_other_queues_deliveries_with_it(rabbit: Rabbit) -> None:
