@@ -4,6 +4,7 @@
 there and changes nothing else.
 """
 
+import re
 import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -35,6 +36,8 @@ GATHER_MESSAGES = 64  #: … and up to that many messages
 COPY_ROOM = 4096  #: bytes of the header frame that a message leaves to its copies, which say whence they come and why
 UNWRITTEN_MAX = 1024 * 1024  #: bytes handed to the transport beyond what the socket takes; more is not sent yet
 
+# "PRECONDITION_FAILED - message size 3000000 is larger than configured max size 2000000", and the channel ends.
+_TOO_LARGE = re.compile(r"message size \d+ (?:is )?larger than (?:configured )?max size (\d+)")
 _FRAME_HEADER = struct.Struct(">BHI")
 _FRAME_END = bytes([spec.FRAME_END])
 _FRAME_EXTRA = 8  #: bytes of a frame around its payload
@@ -166,7 +169,7 @@ class Publisher:
         """The frames of one message: method, header, and the body in as many as it needs."""
         body = job.message.body
         if len(body) > self._body_max:
-            raise MessageTooLargeError(f"the body has {len(body)} bytes; RabbitMQ takes {self._body_max}")
+            raise self._too_large(job)
         target = (job.exchange, job.routing_key, mandatory)
         method = self._methods.get(target)
         if method is None:
@@ -228,12 +231,26 @@ class Publisher:
             )
         self._nacked.clear()
 
+    def _too_large(self, job: Job) -> MessageTooLargeError:
+        text = f"the body has {len(job.message.body)} bytes; RabbitMQ takes {self._body_max}"
+        return MessageTooLargeError(text, message_id=job.message.id)
+
+    def _learn_body_max(self, cause: BaseException | None) -> None:
+        """The server's own limit is told only by the end of the channel that a larger message went to."""
+        told = _TOO_LARGE.search(cause.reply_text) if isinstance(cause, exceptions.ChannelClosedByBroker) else None
+        if told:
+            self._body_max = min(self._body_max, int(told[1]))
+
     def _give_up(self, waiting: Iterable[Job], cause: BaseException | None, late: bool) -> None:
         """A fate for everything without an answer."""
         why = describe(cause) if cause is not None else "the time is up"
         if late and self._connection.blocked:
             why = "RabbitMQ is in alarm and takes no messages"
+        self._learn_body_max(cause)
         for job in self._pending.values():
+            if len(job.message.body) > self._body_max:  # then it was refused: no other would have told of its size
+                self._failures[job.place] = self._too_large(job)
+                continue
             unknown = OutcomeUnknownError(f"no confirm from RabbitMQ: {why}", message_id=job.message.id)
             unknown.__cause__ = cause
             self._failures[job.place] = unknown

@@ -37,6 +37,7 @@ from mqlayer.errors import (
     ConfigError,
     ConnectFailedError,
     ConnectionLostError,
+    MessageTooLargeError,
     MQError,
     NotSentError,
     OutcomeUnknownError,
@@ -156,6 +157,37 @@ def test_a_foreign_message_that_pika_cannot_read_ends_no_connection(
     assert (foreign.message.body, ours.message.id) == (b"foreign", "ours")
     assert foreign.message.headers["h"]
     assert session.settle([Ack(foreign), Ack(ours)], T) == {}
+
+
+def test_a_message_too_large_for_the_server_alone_is_refused(rabbit: Rabbit) -> None:
+    session = rabbit.session()
+    queue = rabbit.queue(session)
+    set_max = "application:set_env(rabbit, max_message_size, {})."
+    rabbitmqctl(rabbit.datadir, "eval", set_max.format(1_000_000))
+    try:
+        batch = [Outgoing("a", b""), Outgoing("large", bytes(2_000_000)), Outgoing("b", b"")]
+        first = session.send(queue, batch, T)
+        assert failed_with(first)[1] is MessageTooLargeError
+        assert "1000000" in str(first[1])
+        assert failed_with(session.send(queue, batch, T)) == {1: MessageTooLargeError}, "the limit is known now"
+    finally:
+        rabbitmqctl(rabbit.datadir, "eval", set_max.format(134_217_728))
+    assert "large" not in drain(rabbit.session(), queue)
+
+
+def test_who_may_only_write_publishes_and_delays(rabbit: Rabbit) -> None:
+    session = rabbit.session()
+    queue, topic = rabbit.queue(session), "of-others"
+    group = session.bind(topic, "group", T)
+    session.send(queue, messages("first", delay=0.05), T)  # makes what it waits in
+    rabbitmqctl(rabbit.datadir, "add_user", "writer", "secret")
+    rabbitmqctl(rabbit.datadir, "set_permissions", "writer", "^$", ".*", "^$")
+    writer = rabbit.session(url=f"amqp://writer:secret@{LOOPBACK}:{rabbit.port}/?declare_settle=0")
+    assert writer.publish(topic, messages("a"), T) == {}
+    assert writer.send(queue, messages("second", delay=0.05), T) == {}
+    assert drain(session, group) == ["a"]
+    session.subscribe(queue, 2, None, T)
+    assert ids(receive(session, 2)) == ["first", "second"]
 
 
 # --- who may connect ----------------------------------------------------------------------------------------------------
