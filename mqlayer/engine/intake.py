@@ -18,6 +18,7 @@ __all__ = ["Intake"]
 
 _NEVER = float("inf")
 WINDOW_AGAIN = 1.0  #: seconds between two attempts to change a window
+UNASKED_KEPT = 1.0  #: seconds for which what nobody waits for any more is kept for who asks next
 RENEW_AGAIN = 0.2  #: seconds between two attempts to renew a lease that is about to end
 
 
@@ -230,8 +231,20 @@ class Intake:
 
     def _overfull(self) -> bool:
         """Something must leave the buffer."""
+        if self._may_wait():
+            return False
         keep = 0 if self.closed else self._asked if self._alone else len(self._buffer)
         return len(self._buffer) > keep and any(held.incoming.queue not in self._steady for held in self._buffer)
+
+    def _may_wait(self) -> bool:
+        """While callers hold nothing, what has just come may wait for the next one who asks, if it is no suspect: it would
+        go to the end of its queue, where going back is done by a copy."""
+        return (
+            not self.closed
+            and self._clock.monotonic() < self.arrived_at + UNASKED_KEPT
+            and not any(self._taken.values())
+            and not any(held.suspect for held in self._buffer)
+        )
 
     def _kept(self) -> list[Held]:
         """What may stay in the buffer: where it is little, a suspect that somebody waits for goes first."""

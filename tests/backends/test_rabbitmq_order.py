@@ -76,3 +76,23 @@ def test_a_session_says_whether_a_queue_is_ordered(port: int) -> None:
         for mode in (Declare.ENSURE, Declare.CHECK):
             assert session.declare(queue, QueueOptions(), mode, TIMEOUT).ordered is ordered
     session.close(TIMEOUT)
+
+
+@pytest.mark.parametrize("kind", ["quorum", "classic"])
+def test_what_comes_between_two_receives_keeps_its_place(port: int, kind: str) -> None:
+    url = f"amqp://{LOOPBACK}:{port}/?queue_type={kind}&declare_settle=0"
+    sent = [str(number) for number in range(5)]
+    with mqlayer.connect(url) as mq:
+        for _ in range(5):
+            queue = f"between-{uuid.uuid4().hex[:8]}"
+            with mq.producer(queue) as producer, mq.consumer(queue) as consumer:
+                assert consumer.receive(timeout=0.1) is None
+                producer.send_many(sent)
+                threading.Event().wait(0.2)  # for what the consumer gets unasked
+                seen = []
+                for _ in sent:
+                    delivery = consumer.receive(timeout=TIMEOUT)
+                    assert delivery is not None
+                    with delivery as message:
+                        seen.append(message.payload)
+                assert seen == sent

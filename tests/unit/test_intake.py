@@ -10,7 +10,7 @@ from fakes import NATIVE, incoming
 from mqlayer.clock import ManualClock
 from mqlayer.driver import Counts, Incoming, Release
 from mqlayer.engine.held import Held, Holders
-from mqlayer.engine.intake import Intake
+from mqlayer.engine.intake import UNASKED_KEPT, Intake
 from mqlayer.engine.waiting import Signal
 from mqlayer.errors import ClosedError, QueueNotFoundError, StaleDeliveryError
 
@@ -192,6 +192,7 @@ class TestSurplus:
         one = Fixture()
         one.intake.ask(2)
         one.arrive(incoming("a"), incoming("b"), incoming("c"))
+        one.clock.advance(UNASKED_KEPT)
         assert released(one) == ["c"]
         assert released(one) == []
 
@@ -200,7 +201,21 @@ class TestSurplus:
         one.intake.ask(1)
         one.arrive(incoming("a"))
         one.intake.ask(-1)
+        one.clock.advance(UNASKED_KEPT)
+        assert one.intake.restless
         assert released(one) == ["a"]
+
+    def test_what_comes_between_two_callers_waits_for_the_next_one(self) -> None:
+        one = Fixture()
+        one.intake.ask(1)
+        one.intake.windows()
+        one.intake.ask(-1)
+        one.arrive(incoming("a"))
+        assert not one.intake.restless
+        assert one.intake.windows() == {}, "nothing is fetched beside it"
+        assert released(one) == []
+        one.intake.ask(1)
+        assert names(one.take()) == ["a"]
 
     def test_prefetched_stays_where_all_is_well(self) -> None:
         one = Fixture()
