@@ -5,6 +5,7 @@ ahead, one row for each time base, so that all processes read the same time and 
 (``docs/decisions/0003-sqlite-leases.md``).
 """
 
+import ctypes
 import os
 import sqlite3
 import threading
@@ -85,7 +86,7 @@ class StoreFile:
         self._pid = os.getpid()
         self._closed = False
         self._ended: str | None = None  # why this object is of no more use
-        self._numbers: tuple[object, object] | None = None  # None: still opening, SQLite makes the log
+        self._numbers: tuple[object, ...] | None = None  # None: still opening, SQLite makes the log
         self._write_lock = _process.lock(path)
         self._connection = self._connect()
         try:
@@ -194,9 +195,9 @@ class StoreFile:
 
     # --- the files ---------------------------------------------------------------------------------------------------
 
-    def _look_up(self) -> tuple[object, object]:
-        """Which files are there under the names of the store and of its log."""
-        return file_number(self.path), file_number(self.path + "-wal")
+    def _look_up(self) -> tuple[object, ...]:
+        """Which files are there under the names of the store, of its log and of the log's index."""
+        return tuple(file_number(self.path + suffix) for suffix in ("", "-wal", "-shm"))
 
     def check_files(self) -> None:
         """What is written goes into the files that were opened, whatever becomes of their names; nobody else, and no later
@@ -207,7 +208,7 @@ class StoreFile:
         """
         if self._numbers is not None and self._look_up() != self._numbers:
             raise StoreError(
-                f"{self.path} or its -wal was deleted, moved or replaced while in use: end all programs that use it, put "
+                f"{self.path}, its -wal or its -shm was deleted, moved or replaced while in use: end all programs that use it, put "
                 "back what belongs there, and start them again"
             )
 
@@ -330,10 +331,18 @@ class StoreFile:
             return
 
     def close(self) -> None:
-        """The last connection to the file also puts the log's content into it and removes the log. Again: nothing."""
+        """The last connection to the file also puts the log's content into it and removes the log. Again: nothing.
+
+        Not so where the files are others than those that were opened: what is in them by now is not what this one knows,
+        and would be overwritten. Then the connection stays open until the process ends.
+        """
         if self._closed or self._pid != os.getpid():
             return
         self._closed = True
+        if self._numbers is not None and self._look_up() != self._numbers:
+            # Nor may the interpreter close it when it clears up at its end.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
+            return
         _process.connections.pop(id(self._connection), None)
         try:
             self._connection.close()

@@ -4,6 +4,8 @@ import os
 import re
 import shutil
 import sqlite3
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 from sqlite_store import LIMIT, PLAIN, Client, Store, T, failed_with, nobody, open_session, python
 
+import mqlayer
 from mqlayer.backends import sqlite_schema as sql
 from mqlayer.backends.sqlite import SQLiteFactory, SQLiteOptions
 from mqlayer.clock import SystemClock
@@ -241,7 +244,7 @@ def test_a_folder_or_file_that_may_not_be_written(exists: bool) -> None:
         shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("what", ["deleted", "moved", "replaced", "without its log"])
+@pytest.mark.parametrize("what", ["deleted", "moved", "replaced", "-wal", "-shm"])
 def test_nothing_is_confirmed_that_goes_into_a_file_without_its_name(store: Store, tmp_path: Path, what: str) -> None:
     reader = store.reader()
     store.send("a")
@@ -254,12 +257,23 @@ def test_nothing_is_confirmed_that_goes_into_a_file_without_its_name(store: Stor
         (tmp_path / "other.db").write_bytes(b"")
         (tmp_path / "other.db").replace(path)
     else:
-        Path(f"{path}-wal").unlink()
+        Path(f"{path}{what}").unlink()
     failures = store.sender.session.send("q", [Outgoing("b", b"")], T)
     assert failed_with(failures) == {0: NotSentError}
     assert "start them again" in str(failures[0])
     with pytest.raises(StoreError, match="while in use"):
         reader.session.receive(1, T)
+
+
+def test_who_lost_the_logs_index_overwrites_nothing_at_its_end(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'q.db'}"
+    send = f"import mqlayer, os; mq = mqlayer.connect({url!r}); mq.producer('q').send({{!r}}); "
+    # One deletes the index, another makes a new one and is killed, and the first ends in order.
+    other = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {send.format('b') + 'os._exit(0)'!r}], check=True)"
+    first = send.format("a") + f"os.unlink({str(tmp_path / 'q.db-shm')!r}); {other}"
+    subprocess.run([sys.executable, "-c", first], check=True, timeout=60)
+    with mqlayer.connect(url) as mq:
+        assert [message.payload for message in mq.peek("q")] == ["a", "b"]
 
 
 # --- locks, processes and forks -----------------------------------------------------------------------------------------
