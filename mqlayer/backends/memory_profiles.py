@@ -59,7 +59,10 @@ class Profile:
 
     Attributes:
         name_max_bytes: Of a queue's name, in UTF-8.
-        header_name_max_bytes: The same of a header's.
+        reserved_names: Queues' names do not begin with these.
+        name_breaks: A queue's name may have line breaks.
+        text_max_bytes: Of an id, a content type, a correlation id and a reply address.
+        header_name_max_bytes: The same of a header's name.
         headers_max: How many headers a message may have.
         reserved_headers: Names that the broker writes or acts on; one that ends in ``*`` is a prefix.
         reserved_as_written: Only these spellings; otherwise they stand in small letters for any.
@@ -75,6 +78,9 @@ class Profile:
 
     capabilities: Capabilities
     name_max_bytes: int | None = None
+    reserved_names: tuple[str, ...] = ()
+    name_breaks: bool = True
+    text_max_bytes: int | None = None
     header_name_max_bytes: int | None = None
     headers_max: int | None = None
     reserved_headers: tuple[str, ...] = ()
@@ -119,6 +125,9 @@ _RABBITMQ = Profile(
     capabilities=_QUORUM,
     # "up to 255 bytes of UTF-8 characters": https://www.rabbitmq.com/docs/queues#names
     name_max_bytes=255,
+    reserved_names=("amq.",),
+    name_breaks=False,  # the broker takes them out of names, and not of routing keys
+    text_max_bytes=255,  # the properties are short strings, too
     # field names are short strings: https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf 4.2.5.5
     header_name_max_bytes=255,
     # https://www.rabbitmq.com/docs/dlx#effects , /sender-selected ; the broker and its plugins read or write these
@@ -209,7 +218,7 @@ def check_name(profile: Profile | None, name: str) -> None:
     """Refuse a name that no queue can have.
 
     Raises:
-        ArgumentError: it is empty, not valid Unicode, or longer than the broker takes.
+        ArgumentError: it is empty, not valid Unicode, longer than the broker takes, or one that it does not take at all.
     """
     if not isinstance(name, str) or not name:
         raise ArgumentError(f"a queue's name is a str with at least one character, not {name!r}")
@@ -221,6 +230,10 @@ def check_name(profile: Profile | None, name: str) -> None:
         raise ArgumentError(
             f"queue {name[:20]!r}…: the name has {size} bytes, and the broker takes {profile.name_max_bytes}"
         )
+    if profile is not None and name.startswith(profile.reserved_names):
+        raise ArgumentError(f"queue {name[:80]!r}: the broker keeps such names for itself")
+    if profile is not None and not profile.name_breaks and ("\n" in name or "\r" in name):
+        raise ArgumentError(f"queue {name[:80]!r}: a name has no line breaks")
 
 
 def stored_options(profile: Profile, options: QueueOptions) -> QueueOptions:
@@ -234,7 +247,12 @@ def stored_options(profile: Profile, options: QueueOptions) -> QueueOptions:
 
 def refusal(profile: Profile, queue: str | None, message: Outgoing) -> MQError | None:
     """Why the broker would refuse *message*; ``None``: it would not. *queue* is ``None`` for a topic."""
-    return _unsupported(profile, queue, message) or _bad_header(profile, message) or _too_large(profile, message)
+    return (
+        _unsupported(profile, queue, message)
+        or _long_text(profile, message)
+        or _bad_header(profile, message)
+        or _too_large(profile, message)
+    )
 
 
 def _unsupported(profile: Profile, queue: str | None, message: Outgoing) -> MQError | None:
@@ -256,6 +274,16 @@ def _unsupported(profile: Profile, queue: str | None, message: Outgoing) -> MQEr
         return RefusedError(
             f"delay={message.delay} is longer than the broker's {can.delay_max} s", message_id=message.id
         )
+    return None
+
+
+def _long_text(profile: Profile, message: Outgoing) -> RefusedError | None:
+    most = profile.text_max_bytes
+    if most is not None:
+        for field in ("id", "content_type", "correlation_id", "reply_to"):
+            text = getattr(message, field)
+            if text is not None and 4 * len(text) > most and len(text.encode()) > most:
+                return RefusedError(f"{field} is longer than {most} bytes", message_id=message.id)
     return None
 
 

@@ -50,6 +50,9 @@ def profile(request: pytest.FixtureRequest) -> str:
         ("rabbitmq", {"group_id": "g"}, UnsupportedError),
         ("rabbitmq", {"dedup_id": "d"}, UnsupportedError),
         ("rabbitmq", {"body": bytes(128 * MIB + 1)}, MessageTooLargeError),
+        ("rabbitmq", {"correlation_id": "é" * 127}, None),
+        ("rabbitmq", {"correlation_id": "é" * 128}, RefusedError),
+        ("rabbitmq", {"content_type": "c" * 256}, RefusedError),
         ("rabbitmq-classic", {"priority": 3}, None),
         ("rabbitmq-classic", {"group_id": "g"}, UnsupportedError),
         ("sqs", {"priority": 3}, UnsupportedError),
@@ -136,6 +139,14 @@ def test_a_profile_bounds_names_in_bytes(profile: str, longest: int) -> None:
         for name in ("n" * (longest + 1), "é" * (longest // 2 + 1)):
             with pytest.raises(ArgumentError, match="bytes"):
                 session.declare(name, PLAIN, Declare.ENSURE, T)
+
+
+@pytest.mark.parametrize("name", ["amq.orders", "a\nb", "a\rb"])
+@pytest.mark.parametrize("profile", ["rabbitmq", "rabbitmq-classic"])
+def test_rabbitmq_takes_no_name_of_its_own_and_none_of_two_lines(profile: str, name: str) -> None:
+    with pytest.raises(ArgumentError):
+        open_session(f"memory://?profile={profile}").declare(name, PLAIN, Declare.ENSURE, T)
+    open_session("memory://").declare(name, PLAIN, Declare.ENSURE, T)
 
 
 def test_sqs_takes_and_gives_ten_at_once() -> None:
