@@ -36,7 +36,7 @@ from mqlayer.errors import (
     RequestTimeoutError,
 )
 
-__all__ = ["Connection", "Lane", "Login", "connect", "translated"]
+__all__ = ["ACCESS_REFUSED", "Connection", "Lane", "Login", "connect", "translated"]
 
 NOT_FOUND, LOCKED, PRECONDITION_FAILED, ACCESS_REFUSED = 404, 405, 406, 403
 CLOSE_MAX = 0.5  #: seconds that a dead connection's transport gets to end

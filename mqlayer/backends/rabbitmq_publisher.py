@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from pika import exceptions, frame, spec
 
-from mqlayer.backends.rabbitmq_connection import Connection, Lane, describe
+from mqlayer.backends.rabbitmq_connection import ACCESS_REFUSED, Connection, Lane, describe
 from mqlayer.backends.rabbitmq_wire import to_properties
 from mqlayer.driver import Outgoing
 from mqlayer.errors import (
@@ -251,6 +251,11 @@ class Publisher:
             if len(job.message.body) > self._body_max:  # then it was refused: no other would have told of its size
                 self._failures[job.place] = self._too_large(job)
                 continue
+            if self._pending.keys() == {1} and _is_forbidden(cause):  # the only one that this channel ever carried
+                refused = RefusedError(f"RabbitMQ refused the message: {why}", message_id=job.message.id)
+                refused.__cause__ = cause
+                self._failures[job.place] = refused
+                continue
             unknown = OutcomeUnknownError(f"no confirm from RabbitMQ: {why}", message_id=job.message.id)
             unknown.__cause__ = cause
             self._failures[job.place] = unknown
@@ -266,3 +271,7 @@ class Publisher:
         self._pending.clear()
         self._keys.clear()
         self._returned.clear()
+
+
+def _is_forbidden(cause: BaseException | None) -> bool:
+    return isinstance(cause, exceptions.ChannelClosedByBroker) and cause.reply_code == ACCESS_REFUSED

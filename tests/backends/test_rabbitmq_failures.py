@@ -41,6 +41,7 @@ from mqlayer.errors import (
     MQError,
     NotSentError,
     OutcomeUnknownError,
+    RefusedError,
     SendTimeoutError,
 )
 from mqlayer.testing.brokers.rabbitmq import find_rabbitmq, rabbitmqctl
@@ -188,6 +189,18 @@ def test_who_may_only_write_publishes_and_delays(rabbit: Rabbit) -> None:
     assert drain(session, group) == ["a"]
     session.subscribe(queue, 2, None, T)
     assert ids(receive(session, 2)) == ["first", "second"]
+
+
+def test_who_may_only_read_is_refused(rabbit: Rabbit) -> None:
+    session = rabbit.session()
+    queue = rabbit.queue(session)
+    rabbitmqctl(rabbit.datadir, "add_user", "reader", "secret")
+    rabbitmqctl(rabbit.datadir, "set_permissions", "reader", "^$", "^$", ".*")
+    reader = rabbit.session(url=f"amqp://reader:secret@{LOOPBACK}:{rabbit.port}/?declare_settle=0")
+    assert failed_with(reader.send(queue, messages("one"), T)) == {0: RefusedError}
+    # Of several on one channel nobody says which was refused, and whether those before it are stored.
+    assert failed_with(reader.send(queue, messages("two", "three"), T)) == dict.fromkeys((0, 1), OutcomeUnknownError)
+    assert drain(session, queue) == []
 
 
 # --- who may connect ----------------------------------------------------------------------------------------------------
