@@ -14,6 +14,7 @@ from mqlayer.backends.sqs_consumer import Consumer
 from mqlayer.backends.sqs_held import Held, give_back
 from mqlayer.backends.sqs_orphans import Orphans
 from mqlayer.backends.sqs_requests import Requests
+from mqlayer.backends.sqs_returns import Returns
 from mqlayer.backends.sqs_service import Service
 from mqlayer.backends.sqs_session import SQSSession
 from mqlayer.backends.sqs_wire import LEASE_MAX, RESERVE_BYTES, SIZE_MAX
@@ -71,6 +72,7 @@ class SQSBackend:
         self._process = 0
         self._service: Service | None = None
         self._orphans: Orphans[Consumer] = Orphans(clock)
+        self._returns = Returns()
         self._left_over: list[Held] = []
 
     def session(self, timeout: float, look_again: Callable[[float], None]) -> Session:
@@ -107,6 +109,7 @@ class SQSBackend:
             clock=self._clock,
             orphans=self._orphans,
             left_over=self._keep,
+            returns=self._returns,
         )
 
     def _ours(self) -> Service:
@@ -115,6 +118,7 @@ class SQSBackend:
             if self._service is None or self._process != os.getpid():
                 self._process = os.getpid()
                 self._orphans = Orphans(self._clock)
+                self._returns = Returns()
                 self._left_over = []
                 self._service = Service(region=self._region, endpoint=self._options.endpoint, wait=self._options.wait)
             return self._service
@@ -129,7 +133,7 @@ class SQSBackend:
         with self._lock:
             service, self._service = self._service, None
         if service is not None and self._process == os.getpid():
-            service.close()
+            service.let_go()
 
 
 class SQSFactory:

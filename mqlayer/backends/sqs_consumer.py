@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mqlayer.backends.sqs_held import Change, Held, Token, change_visibility, delete, give_back, parts_of
 from mqlayer.backends.sqs_orphans import Orphans
 from mqlayer.backends.sqs_requests import Request, Requests, State
+from mqlayer.backends.sqs_returns import Returns
 from mqlayer.backends.sqs_service import REQUESTS_MAX, Service, translated
 from mqlayer.backends.sqs_wire import BATCH_MAX, message_of, whole_seconds
 from mqlayer.clock import Clock
@@ -21,6 +22,7 @@ from mqlayer.errors import (
     ArgumentError,
     BrokerError,
     MQError,
+    QueueNotFoundError,
     StaleDeliveryError,
     ThrottledError,
     UnsupportedError,
@@ -59,6 +61,7 @@ class Consumer:
         lost: Told of the error when a connection failed.
         left_over: Takes deliveries that could not be given back.
         orphans: Finds another consumer for what comes too late for this one.
+        returns: Remembers what was given back.
     """
 
     def __init__(
@@ -72,9 +75,11 @@ class Consumer:
         lost: Callable[[MQError], None],
         left_over: Callable[[list[Held]], None],
         orphans: "Orphans[Consumer]",
+        returns: Returns,
     ) -> None:
         self._service = service
         self._orphans = orphans
+        self._returns = returns
         self._requests = requests
         self._polls = Requests(POLLS_MAX, clock)
         self._changed = self._polls.changed
@@ -89,6 +94,7 @@ class Consumer:
         self._buffer: list[Incoming] = []
         self._held: dict[Token, Held] = {}
         self._error: MQError | None = None
+        self._defect: BaseException | None = None
         self._woken = False
         self._ended = False
 
@@ -123,6 +129,8 @@ class Consumer:
             end = now + (max(timeout, LOOK) if asks else timeout)
             while not self._buffer and not self._woken and self._error is None and not self._ended:
                 is_lost()
+                if self._defect is not None:
+                    raise self._defect
                 if asks:
                     self._poll()
                 left = end - self._clock.monotonic()
@@ -162,7 +170,12 @@ class Consumer:
         request: Request[None]
 
         def call() -> None:
-            self._ask(subscription, request, number, wait)
+            try:
+                self._ask(subscription, request, number, wait)
+            except BaseException as defect:  # ours: whoever receives hears of it
+                with self._changed:
+                    self._defect = defect
+                    self._changed.notify_all()
 
         request = self._polls.start(call)
         subscription.asked[request] = number
@@ -190,7 +203,10 @@ class Consumer:
         # When it was handed over nobody says: in the poll's time, and not after it, however long the answer took.
         given_at = min(self._clock.monotonic(), began + wait)
         until = given_at + subscription.lease
-        helds = [Held(subscription.queue, subscription.url, one["ReceiptHandle"], given_at, until) for one in came]
+        helds = [
+            Held(subscription.queue, subscription.url, one["MessageId"], one["ReceiptHandle"], given_at, until)
+            for one in came
+        ]
         with self._changed:
             if wait or error is not None:
                 subscription.has_long = False
@@ -204,7 +220,7 @@ class Consumer:
         if not taken:
             taker = self._orphans.taker(subscription.url)
             if taker is None or not taker.adopt(came, helds):
-                give_back(self._service, helds, self._clock.monotonic, self._left_over)
+                give_back(self._service, helds, self._clock.monotonic, self._left_over, self._returns)
         self._orphans.ended(request)
 
     def adopt(self, came: "Sequence[MessageTypeDef]", helds: Sequence[Held]) -> bool:
@@ -219,15 +235,29 @@ class Consumer:
         for one, held in zip(came, helds, strict=True):
             token = Token(self._epoch, next(self._numbers))
             self._held[token] = held
-            count = _count(one)
-            self._buffer.append(Incoming(message_of(one), held.queue, token, held.until, count, (count or 1) > 1, one))
+            self._buffer.append(self._incoming(one, held, token))
         return True
+
+    def _incoming(self, one: "MessageTypeDef", held: Held, token: Token) -> Incoming:
+        message, count = message_of(one), _count(one)
+        failures, releases = self._returns.of(held.url, held.message_id)
+        if failures:
+            trail = message.trail
+            message = message._replace(trail=trail._replace(failures=trail.failures + failures))
+        if count is not None:
+            count = max(count - failures - releases, 1)
+        return Incoming(message, held.queue, token, held.until, count, (count or 1) > 1, one)
 
     def _failed(self, error: MQError) -> None:
         self._lost(error)
         if type(error) is BrokerError:  # the service's own trouble; another poll is all that can be done about it
             error = ThrottledError(str(error))
         self._error = error
+
+    def _missing(self, error: QueueNotFoundError) -> None:
+        with self._changed:
+            self._error = error
+            self._changed.notify_all()
 
     # --- settling ----------------------------------------------------------------------------------------------------
 
@@ -266,12 +296,20 @@ class Consumer:
             for place in done:
                 verdict = verdicts[place]
                 if type(verdict) is not Extend or place in failures:
-                    self._held.pop(verdict.of.token, None)  # type: ignore[call-overload]
+                    held = self._held.pop(verdict.of.token, None)  # type: ignore[call-overload]
+                    if held is not None and place not in failures:
+                        self._note(verdict, held)
             extended = [change for change in changes if type(verdicts[change.place]) is Extend]
             for change in extended:
                 if change.place not in failures:
                     change.held.until = now + change.seconds
         return failures
+
+    def _note(self, verdict: Verdict, held: Held) -> None:
+        if type(verdict) is Ack:
+            self._returns.forget(held.url, held.message_id)
+        else:
+            self._returns.note(held.url, held.message_id, failed=type(verdict) is Nack)
 
     def _carry_out(self, deletes: list[Change], changes: list[Change], deadline: float) -> dict[int, MQError]:
         parts = parts_of(deletes)
@@ -288,6 +326,8 @@ class Consumer:
             except MQError as error:
                 if request.state is State.DONE:
                     self._lost(error)
+                if isinstance(error, QueueNotFoundError):  # a poll that waits in it may be silent for long
+                    self._missing(error)
                 failures.update({change.place: _copy(error) for change in part})
         return failures
 
@@ -306,17 +346,21 @@ class Consumer:
             self._changed.notify_all()
         self._polls.end()
 
-    def close(self) -> list[Held]:
-        """Nothing is asked for any more; polls that are out give back what they bring. Returns what is to be given back."""
+    def close(self) -> tuple[list[Held], list[Held]]:
+        """Nothing is asked for any more; polls that are out give back what they bring.
+
+        Returns what is to be given back: what was received, and what nobody has seen.
+        """
         with self._changed:
             self._ended = True
             for queue in list(self._subscriptions):
                 self.unsubscribe(queue)
+            unseen = [self._held.pop(incoming.token) for incoming in self._buffer]  # type: ignore[call-overload]
             held = list(self._held.values())
             self._held.clear()
             self._buffer.clear()
         self._polls.end()
-        return held
+        return held, unseen
 
 
 def _count(one: "MessageTypeDef") -> int | None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from mqlayer.backends.sqs_returns import Returns
 from mqlayer.backends.sqs_service import Service, failed_entry, translated
 from mqlayer.backends.sqs_wire import BATCH_MAX, LEASE_MAX
 from mqlayer.driver import Failures
@@ -42,6 +43,7 @@ class Held:
 
     queue: str
     url: str
+    message_id: str
     receipt: str
     given_at: float
     until: float
@@ -110,9 +112,14 @@ def _failures(failed: Iterable[object], done: Iterable[object], part: Sequence[C
 
 
 def give_back(
-    service: Service, helds: Iterable[Held], now: Callable[[], float], left_over: Callable[[list[Held]], None]
+    service: Service,
+    helds: Iterable[Held],
+    now: Callable[[], float],
+    left_over: Callable[[list[Held]], None],
+    returns: Returns | None = None,
 ) -> None:
-    """Whoever asks next gets them. SQS counts them as delivered. What SQS cannot be told now is *left_over*."""
+    """Whoever asks next gets them. SQS counts them as delivered; *returns* notes that they were not, where that is so.
+    What SQS cannot be told now is *left_over*."""
     ours = [held for held in helds if held.is_ours(now())]
     for part in parts_of(Change(place, held, 0) for place, held in enumerate(ours)):
         try:
@@ -122,3 +129,6 @@ def give_back(
             left_over([change.held for change in part])
             continue
         left_over([change.held for change in part if isinstance(failures.get(change.place), ThrottledError)])
+        for change in part:
+            if returns is not None and change.place not in failures:
+                returns.note(change.held.url, change.held.message_id, failed=False)

@@ -115,7 +115,8 @@ class Queues:
                 QueueUrl=url, MaxNumberOfMessages=BATCH_MAX, WaitTimeSeconds=wait, VisibilityTimeout=PURGE_LEASE
             )
         helds = [
-            Held(queue, url, one["ReceiptHandle"], began, began + PURGE_LEASE) for one in answer.get("Messages", ())
+            Held(queue, url, one["MessageId"], one["ReceiptHandle"], began, began + PURGE_LEASE)
+            for one in answer.get("Messages", ())
         ]
         number = 0
         for part in parts_of(Change(place, held, 0) for place, held in enumerate(helds)):

@@ -128,8 +128,8 @@ class Service:
         with self._lock:
             self._urls.clear()
 
-    def close(self) -> None:
-        """Let go of idle connections."""
+    def let_go(self) -> None:
+        """Close idle connections: they may be as dead as one that failed, and would be kept. Others can be made."""
         self.client.close()
         self.poller.close()
 

@@ -8,6 +8,7 @@ from mqlayer.backends.sqs_held import Held, give_back
 from mqlayer.backends.sqs_orphans import Orphans
 from mqlayer.backends.sqs_queues import Queues
 from mqlayer.backends.sqs_requests import Requests
+from mqlayer.backends.sqs_returns import Returns
 from mqlayer.backends.sqs_sender import Sender
 from mqlayer.backends.sqs_service import REQUESTS_MAX, Service
 from mqlayer.backends.sqs_wire import DELAY_MAX, LEASE_MAX, RESERVE_BYTES, whole_seconds
@@ -85,6 +86,7 @@ class SQSSession:
     Args:
         orphans: The connection's, for polls that outlive this session.
         left_over: Takes deliveries that could not be given back.
+        returns: The connection's, of what it gave back by visibility.
     """
 
     def __init__(
@@ -98,8 +100,10 @@ class SQSSession:
         clock: Clock,
         orphans: Orphans[Consumer],
         left_over: Callable[[list[Held]], None],
+        returns: Returns,
     ) -> None:
         self._service = service
+        self._returns = returns
         self._clock = clock
         self._left_over = left_over
         self._lease = whole_seconds(lease)
@@ -119,6 +123,7 @@ class SQSSession:
             lost=lost,
             left_over=left_over,
             orphans=orphans,
+            returns=returns,
         )
 
     @property
@@ -208,22 +213,23 @@ class SQSSession:
         if self._closed:
             return
         self._closed = True
-        held = self._consumer.close()
+        held, unseen = self._consumer.close()
         in_order = self._lost_by is None
         try:
             if not in_order:
-                self._left_over(held)  # for the next session, which gives it back when SQS can be reached
-            elif held:
-                self._requests.call(
-                    lambda: give_back(self._service, held, self._clock.monotonic, self._left_over),
-                    timeout,
-                    "giving back",
-                )
+                self._left_over([*held, *unseen])  # for the next session, which gives it back when SQS can be reached
+            elif held or unseen:
+                self._requests.call(lambda: self._give_back(held, unseen), timeout, "giving back")
             if in_order and self._queues.temporary:
                 self._queues.delete_temporary(timeout)
         finally:
             self._requests.end()
             self._lose(ConnectionLostError("the session is closed"))
+
+    def _give_back(self, held: list[Held], unseen: list[Held]) -> None:
+        now = self._clock.monotonic
+        give_back(self._service, held, now, self._left_over)
+        give_back(self._service, unseen, now, self._left_over, self._returns)
 
     def _lose(self, error: MQError) -> None:
         """From any thread: a request lost its connection, so the session has ended."""
@@ -233,6 +239,7 @@ class SQSSession:
         if is_loss and self._lost_by is None:
             self._lost_by = error
             self._consumer.abort()
+            self._service.let_go()
 
     def _check(self) -> None:
         if self._lost_by is not None:
