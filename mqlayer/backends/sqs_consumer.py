@@ -29,14 +29,14 @@ from mqlayer.errors import (
 )
 
 if TYPE_CHECKING:
-    from mypy_boto3_sqs.type_defs import MessageTypeDef
+    from mypy_boto3_sqs.type_defs import MessageTypeDef, ReceiveMessageResultTypeDef
 
 __all__ = ["Consumer"]
 
 LOOK = 0.2  #: seconds for a poll's answer, where the caller only wants to look
 FIRST_WAIT = 1  #: seconds of a queue's first long poll; each further one that brings nothing is twice as long
 POLLS_MAX = 64  #: of one session at the same time
-SYSTEM = ("ApproximateReceiveCount", "MessageGroupId", "MessageDeduplicationId")
+SYSTEM = ["ApproximateReceiveCount", "MessageGroupId", "MessageDeduplicationId"]
 
 
 @dataclass(slots=True, eq=False)
@@ -187,17 +187,20 @@ class Consumer:
         began = self._clock.monotonic()
         error: MQError | None = None
         came: list[MessageTypeDef] = []
+        names: Any = SYSTEM
+
+        def ask() -> "ReceiveMessageResultTypeDef":
+            return self._service.poller.receive_message(
+                QueueUrl=subscription.url,
+                MaxNumberOfMessages=number,
+                WaitTimeSeconds=wait,
+                VisibilityTimeout=subscription.lease,
+                MessageAttributeNames=["All"],
+                MessageSystemAttributeNames=names,
+            )
+
         try:
-            with translated(f"receiving from {subscription.queue!r}"):
-                answer = self._service.poller.receive_message(
-                    QueueUrl=subscription.url,
-                    MaxNumberOfMessages=number,
-                    WaitTimeSeconds=wait,
-                    VisibilityTimeout=subscription.lease,
-                    MessageAttributeNames=["All"],
-                    MessageSystemAttributeNames=list(SYSTEM),  # type: ignore[arg-type]
-                )
-                came = answer.get("Messages", [])
+            came = translated(f"receiving from {subscription.queue!r}", ask).get("Messages", [])
         except MQError as failure:
             error = failure
         # When it was handed over nobody says: in the poll's time, and not after it, however long the answer took.

@@ -7,7 +7,7 @@ delivery that is deleted or handed over again. So nothing is asked once the leas
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mqlayer.backends.sqs_returns import Returns
 from mqlayer.backends.sqs_service import Service, failed_entry, translated
@@ -76,38 +76,35 @@ def parts_of(changes: Iterable[Change]) -> list[list[Change]]:
 def delete(service: Service, part: Sequence[Change]) -> Failures:
     """One request: they are settled for good."""
     what = f"acking deliveries of {part[0].held.queue!r}"
-    entries = [{"Id": str(change.place), "ReceiptHandle": change.held.receipt} for change in part]
-    with translated(what):
-        answer = service.client.delete_message_batch(QueueUrl=part[0].held.url, Entries=entries)  # type: ignore[arg-type]
+    url = part[0].held.url
+    entries: Any = [{"Id": str(change.place), "ReceiptHandle": change.held.receipt} for change in part]
+    answer = translated(what, lambda: service.client.delete_message_batch(QueueUrl=url, Entries=entries))
     return _failures(answer.get("Failed", ()), answer.get("Successful", ()), part, what)
 
 
 def change_visibility(service: Service, part: Sequence[Change]) -> Failures:
     """One request: their leases end when they are told to; with 0 seconds, now."""
     what = f"changing leases of deliveries of {part[0].held.queue!r}"
-    entries = [
+    url = part[0].held.url
+    entries: Any = [
         {"Id": str(change.place), "ReceiptHandle": change.held.receipt, "VisibilityTimeout": change.seconds}
         for change in part
     ]
-    with translated(what):
-        answer = service.client.change_message_visibility_batch(
-            QueueUrl=part[0].held.url,
-            Entries=entries,  # type: ignore[arg-type]
-        )
+    answer = translated(what, lambda: service.client.change_message_visibility_batch(QueueUrl=url, Entries=entries))
     return _failures(answer.get("Failed", ()), answer.get("Successful", ()), part, what)
 
 
-def _failures(failed: Iterable[object], done: Iterable[object], part: Sequence[Change], what: str) -> Failures:
+def _failures(failed: Iterable[Any], done: Iterable[Any], part: Sequence[Change], what: str) -> Failures:
     failures: dict[int, MQError] = {
         change.place: OutcomeUnknownError(f"{what}: SQS did not say what became of it") for change in part
     }
     for entry in done:
-        failures.pop(int(entry["Id"]), None)  # type: ignore[index]
+        failures.pop(int(entry["Id"]), None)
     for entry in failed:
-        error = failed_entry(entry, what)  # type: ignore[arg-type]
+        error = failed_entry(entry, what)
         if isinstance(error, ArgumentError):  # the receipt, which is all that there is to be wrong
             error = StaleDeliveryError(str(error))
-        failures[int(entry["Id"])] = error  # type: ignore[index]
+        failures[int(entry["Id"])] = error
     return failures
 
 

@@ -1,8 +1,8 @@
 """What a session asks of SQS about queues: made, found, counted, emptied, deleted."""
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from mqlayer.backends.sqs_held import Change, Held, delete, parts_of
 from mqlayer.backends.sqs_requests import Requests
@@ -79,10 +79,13 @@ class Queues:
         url = self.url(queue, timeout)
 
         def ask() -> Stats:
-            with translated(f"counting {queue!r}"):
-                answer = self._service.client.get_queue_attributes(QueueUrl=url, AttributeNames=list(COUNTS))  # type: ignore[arg-type]
-            told = answer.get("Attributes", {})
-            ready, in_flight, delayed = (_number(told.get(name)) for name in COUNTS)  # type: ignore[call-overload]
+            names: Any = list(COUNTS)
+            client = self._service.client
+            answer = translated(
+                f"counting {queue!r}", lambda: client.get_queue_attributes(QueueUrl=url, AttributeNames=names)
+            )
+            told: Mapping[str, str] = answer.get("Attributes", {})  # type: ignore[assignment]
+            ready, in_flight, delayed = (_number(told.get(name)) for name in COUNTS)
             return Stats(ready=ready, in_flight=in_flight, delayed=delayed, approximate=True)
 
         return self._about(queue, ask, timeout)
@@ -110,10 +113,13 @@ class Queues:
 
     def _purge_some(self, queue: str, url: str, wait: int) -> int:
         began = self._clock.monotonic()
-        with translated(f"purging {queue!r}"):
-            answer = self._service.client.receive_message(
+        client = self._service.client
+        answer = translated(
+            f"purging {queue!r}",
+            lambda: client.receive_message(
                 QueueUrl=url, MaxNumberOfMessages=BATCH_MAX, WaitTimeSeconds=wait, VisibilityTimeout=PURGE_LEASE
-            )
+            ),
+        )
         helds = [
             Held(queue, url, one["MessageId"], one["ReceiptHandle"], began, began + PURGE_LEASE)
             for one in answer.get("Messages", ())
@@ -131,8 +137,7 @@ class Queues:
         def drop() -> None:
             try:
                 url = self._service.url(name)
-                with translated(f"deleting {queue!r}"):
-                    self._service.client.delete_queue(QueueUrl=url)
+                translated(f"deleting {queue!r}", lambda: self._service.client.delete_queue(QueueUrl=url))
             except QueueNotFoundError:  # what the caller wants
                 log.debug("queue %r is gone already", queue)
             self._service.forget(name)
@@ -154,12 +159,14 @@ class Queues:
             self._make(queue, name)
 
     def _make(self, queue: str, name: str) -> None:
-        attributes = {"MessageRetentionPeriod": str(RETENTION), "VisibilityTimeout": str(self._lease)}
+        attributes: Any = {"MessageRetentionPeriod": str(RETENTION), "VisibilityTimeout": str(self._lease)}
         if self._fifo:
             attributes["FifoQueue"] = "true"
+        client = self._service.client
         try:
-            with translated(f"declaring {queue!r}"):
-                url = self._service.client.create_queue(QueueName=name, Attributes=attributes)["QueueUrl"]  # type: ignore[arg-type]
+            url = translated(
+                f"declaring {queue!r}", lambda: client.create_queue(QueueName=name, Attributes=attributes)
+            )["QueueUrl"]
         except ArgumentError as error:
             if "QueueNameExists" not in str(error):  # else somebody was quicker, with other attributes: it is there
                 raise

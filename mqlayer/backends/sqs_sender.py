@@ -6,6 +6,7 @@ those behind it have not left.
 
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from mqlayer.backends.sqs_requests import Requests
 from mqlayer.backends.sqs_service import REQUESTS_MAX, Service, failed_entry, fate_of, translated
@@ -141,12 +142,9 @@ class Sender:
     def _request(self, queue: str, url: str, chunk: list[Entry], batch: Sequence[Outgoing]) -> dict[int, MQError]:
         """One request, in a thread of ``Requests``. 200 is no success: each entry has its own."""
         what = f"sending to {queue!r}"
+        entries: Any = [entry.request for entry in chunk]
         try:
-            with translated(what):
-                answer = self._service.client.send_message_batch(
-                    QueueUrl=url,
-                    Entries=[entry.request for entry in chunk],  # type: ignore[misc]
-                )
+            answer = translated(what, lambda: self._service.client.send_message_batch(QueueUrl=url, Entries=entries))
         except MQError as error:
             self._lost(error)
             return {entry.place: fate_of(error, batch[entry.place].id) for entry in chunk}

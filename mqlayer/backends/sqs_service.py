@@ -4,9 +4,8 @@ Nothing is tried twice: boto3's own retries are off. No error repeats a credenti
 """
 
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import boto3
 from botocore import exceptions as boto
@@ -55,6 +54,7 @@ _FORBIDDEN = frozenset({
 _AUTHENTIC = frozenset({"AccessDenied", "AccessDeniedException"})  #: known to the service, and not allowed to do this
 _MISSING = frozenset({"QueueDoesNotExist", "NonExistentQueue", "AWS.SimpleQueueService.NonExistentQueue"})
 _TOO_LARGE = frozenset({"BatchRequestTooLong", "MessageTooLong"})
+T = TypeVar("T")
 _SERVER_ERROR = 500
 _TOO_MANY = 429
 
@@ -66,14 +66,21 @@ class Service:
     """
 
     def __init__(self, *, region: str, endpoint: str | None, wait: int) -> None:
-        with translated("looking for credentials"):
-            session = boto3.session.Session(region_name=region)
-            if session.get_credentials() is None:
-                raise AuthenticationError(
-                    "no AWS credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-                )
-            self.client: SQSClient = session.client("sqs", endpoint_url=endpoint, config=_config(READ_TIMEOUT))
-            self.poller: SQSClient = session.client("sqs", endpoint_url=endpoint, config=_config(READ_TIMEOUT + wait))
+        session = translated("looking for a region", lambda: boto3.session.Session(region_name=region))
+        if translated("looking for credentials", session.get_credentials) is None:
+            raise AuthenticationError(
+                "no AWS credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+            )
+
+        def client(read_timeout: float) -> "SQSClient":
+            config = _config(read_timeout)
+            made: SQSClient = translated(
+                "connecting", lambda: session.client("sqs", endpoint_url=endpoint, config=config)
+            )
+            return made
+
+        self.client = client(READ_TIMEOUT)
+        self.poller = client(READ_TIMEOUT + wait)
         self._lock = threading.Lock()
         self._urls: dict[str, str] = {}
 
@@ -84,8 +91,7 @@ class Service:
             ConnectFailedError: it did not answer. AuthenticationError: it does not know us.
         """
         try:
-            with translated("connecting"):
-                self.client.list_queues(MaxResults=1)
+            translated("connecting", lambda: self.client.list_queues(MaxResults=1))
         except AuthenticationError as error:
             cause = error.__cause__
             if not (isinstance(cause, boto.ClientError) and _code(cause.response.get("Error", {})) in _AUTHENTIC):
@@ -103,8 +109,7 @@ class Service:
             known = self._urls.get(name)
         if known is not None:
             return known
-        with translated(f"looking for queue {name!r}"):
-            url = self.client.get_queue_url(QueueName=name)["QueueUrl"]
+        url = translated(f"looking for queue {name!r}", lambda: self.client.get_queue_url(QueueName=name))["QueueUrl"]
         self.remember(name, url)
         return url
 
@@ -144,27 +149,35 @@ def _config(read_timeout: float) -> Config:
     )
 
 
-@contextmanager
-def translated(what: str) -> Iterator[None]:
-    """boto3's errors as ours. *what* was being done, for the text."""
+def translated(what: str, call: Callable[[], T]) -> T:
+    """What *call* returns, with boto3's errors as ours. *what* was being done, for the text.
+
+    The cause of a transport's error is its text alone: the error itself holds the signed request, and through its
+    traceback the connections of the pool, which would stay open for as long as anybody keeps the error.
+    """
+    failure: MQError
     try:
-        yield
+        return call()
     except boto.ClientError as exc:
         status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        raise _error(exc.response.get("Error", {}), status, what) from exc
+        failure = _error(exc.response.get("Error", {}), status, what)
+        failure.__cause__ = exc.with_traceback(None)
     except (
         boto.NoCredentialsError,
         boto.PartialCredentialsError,
         boto.CredentialRetrievalError,
         boto.ProfileNotFound,
     ) as exc:
-        raise AuthenticationError(f"{what}: no usable AWS credentials: {type(exc).__name__}") from exc
+        failure = AuthenticationError(f"{what}: no usable AWS credentials: {type(exc).__name__}")
     except (boto.EndpointConnectionError, boto.ConnectTimeoutError, boto.ProxyConnectionError) as exc:
-        raise ConnectFailedError(f"{what}: SQS cannot be reached: {type(exc).__name__}") from exc
+        failure = ConnectFailedError(f"{what}: SQS cannot be reached: {type(exc).__name__}")
+        failure.__cause__ = ConnectionError(str(exc))
     except boto.HTTPClientError as exc:  # a read timeout, a connection that was closed, a broken answer
-        raise ConnectionLostError(f"{what}: the connection to SQS was lost: {type(exc).__name__}") from exc
+        failure = ConnectionLostError(f"{what}: the connection to SQS was lost: {type(exc).__name__}")
+        failure.__cause__ = ConnectionError(str(exc))
     except boto.BotoCoreError as exc:
-        raise BrokerError(f"{what}: {type(exc).__name__}: {exc}") from exc
+        failure = BrokerError(f"{what}: {type(exc).__name__}: {exc}")
+    raise failure  # out here, where it has no context
 
 
 def _code(error: Mapping[str, Any]) -> str:

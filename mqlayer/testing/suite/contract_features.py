@@ -143,6 +143,8 @@ def duplicates_within_the_window_are_dropped(stage: Stage) -> Outcome:
         assert not report.failures, f"a duplicate is no failure: {report.failures}"
         _again(stage.connect(), queue)
         came = [delivery.message for delivery in receive_all(stage, mq, queue, 8)]
+        if not stage.capabilities.ordered:
+            came.sort(key=lambda message: str(message.payload))  # numbers first
         assert [message.payload for message in came[:5]] == list(range(5)), "of each dedup_id not the first came"
         assert sorted(str(message.payload) for message in came[5:]) == ["batch", "none", "none"], f"{came[5:]} came"
         assert came[0].dedup_id in (None, "d-0"), f"the dedup_id came as {came[0].dedup_id!r}"
