@@ -102,6 +102,9 @@ class Capabilities:
     nack: Support  #: may settle() be given Nack?
     release: Support  #: may settle() be given Release?
     forward: Support  #: may settle() be given Forward?
+    returns_count: bool = (
+        False  #: what the broker itself takes back counts as delivered, when another connection gets it
+    )
     delay_max: float | None = None
     nack_delay_max: float | None = None
     lease_max: float | None = None

@@ -1,14 +1,24 @@
 """The columns of our own backends."""
 
+import os
 from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
 
-from mqlayer.testing.brokers import rabbitmq
+from mqlayer.testing.brokers import elasticmq, rabbitmq
 from mqlayer.testing.harness import BackendHarness, Claims
 from mqlayer.testing.processes import ProcessServer, ServerError
 
-__all__ = ["ALL", "Memory", "RabbitMQClassic", "RabbitMQQuorum", "SQLite"]
+__all__ = [
+    "ALL",
+    "Memory",
+    "RabbitMQClassic",
+    "RabbitMQQuorum",
+    "SQLite",
+    "SQSElasticMQ",
+    "SQSElasticMQFifo",
+    "SQSElasticMQVolatile",
+]
 
 
 class Memory(BackendHarness):
@@ -78,4 +88,69 @@ class RabbitMQClassic(RabbitMQQuorum):
     configuration = "classic"
 
 
-ALL: tuple[type[BackendHarness], ...] = (Memory, SQLite, RabbitMQQuorum, RabbitMQClassic)
+class SQSElasticMQ(BackendHarness):
+    """SQS's protocol with standard queues, over ElasticMQ: Amazon's own service is not ours to kill."""
+
+    name = "sqs-elasticmq"
+    configuration = "standard"
+    claims = Claims(graceful=True, sigkill=True, power_loss=None, queues=True)
+
+    def register(self) -> None:
+        # ElasticMQ takes any credentials, and boto3 signs nothing without some.
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            os.environ.setdefault(name, "elasticmq")
+
+    def start(self, datadir: Path, port: int) -> ProcessServer:
+        return elasticmq.elasticmq_server(datadir, port)
+
+    def url(self, datadir: Path, port: int) -> str:
+        return f"sqs://elasticmq?endpoint=http://127.0.0.1:{port}"
+
+    def available(self) -> str | None:
+        try:
+            metadata.version("boto3")
+        except metadata.PackageNotFoundError:
+            return 'boto3 is not installed: pip install "mqlayer[sqs]"'
+        if elasticmq.find_elasticmq() is None:
+            return "ElasticMQ is not installed: mqlayer brokers install elasticmq"
+        return None
+
+    def server_version(self) -> str:
+        found = elasticmq.version()
+        if found is None:
+            raise ServerError("ElasticMQ is not installed")
+        return f"SQS API: {found}"
+
+    def client_version(self) -> str:
+        return f"boto3 {metadata.version('boto3')}"
+
+
+class SQSElasticMQFifo(SQSElasticMQ):
+    """… with FIFO queues."""
+
+    name = "sqs-elasticmq-fifo"
+    configuration = "fifo"
+
+    def url(self, datadir: Path, port: int) -> str:
+        return f"{super().url(datadir, port)}&fifo=true"
+
+
+class SQSElasticMQVolatile(SQSElasticMQ):
+    """ElasticMQ as it comes, which writes half a second late: a kill loses what was answered. A negative control."""
+
+    name = "sqs-elasticmq-volatile"
+    configuration = "standard, H2's WRITE_DELAY"
+    claims = Claims(graceful=True, sigkill=False, power_loss=False, queues=None)
+
+    def start(self, datadir: Path, port: int) -> ProcessServer:
+        return elasticmq.elasticmq_server(datadir, port, write_delay=True)
+
+
+ALL: tuple[type[BackendHarness], ...] = (
+    Memory,
+    SQLite,
+    RabbitMQQuorum,
+    RabbitMQClassic,
+    SQSElasticMQ,
+    SQSElasticMQFifo,
+)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mqlayer.errors import ConfigError
-from mqlayer.testing.brokers import rabbitmq
+from mqlayer.testing.brokers import elasticmq, rabbitmq
 from mqlayer.testing.processes import ProcessServer
 
 __all__ = ["BROKERS", "Broker", "find_broker"]
@@ -23,7 +23,7 @@ class Broker:
     Attributes:
         schemes: The URL schemes that reach it.
         find: The version installed here, ``None`` if there is none.
-        install: The commands that install it on Debian, each as its arguments.
+        install: The commands that install it on Debian, each as its arguments. What they need themselves is in the docs.
         needs_root: Whether those commands need root. Running the broker never does.
         start: Makes a server of a data folder and a port, not started yet.
         url: What to connect to when it listens on that port.
@@ -47,6 +47,14 @@ def _rabbitmq_url(port: int) -> str:
     return f"amqp://guest:guest@127.0.0.1:{port}/"
 
 
+def _start_elasticmq(datadir: Path, port: int) -> ProcessServer:
+    return elasticmq.elasticmq_server(datadir, port)
+
+
+def _elasticmq_url(port: int) -> str:
+    return f"sqs://elasticmq?endpoint=http://127.0.0.1:{port}"
+
+
 BROKERS: tuple[Broker, ...] = (
     Broker(
         name="rabbitmq",
@@ -60,6 +68,16 @@ BROKERS: tuple[Broker, ...] = (
         needs_root=True,
         start=_start_rabbitmq,
         url=_rabbitmq_url,
+    ),
+    Broker(
+        name="elasticmq",
+        title="ElasticMQ",
+        schemes=("sqs",),
+        find=elasticmq.version,
+        install=(elasticmq.INSTALL,),
+        needs_root=False,
+        start=_start_elasticmq,
+        url=_elasticmq_url,
     ),
 )
 

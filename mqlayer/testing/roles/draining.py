@@ -68,6 +68,8 @@ class Drain:
                 drained = True
             elif all(_certainly_empty(mq, queue) for queue in self.queues):
                 break
+            else:
+                missing &= _confirmed_and_not_seen(work.ledgers)  # others may have received them since
         close_consumer(work, consumer)
         return received, drained
 

@@ -199,7 +199,8 @@ class _Machine(RuleBasedStateMachine):
 
     def _may_have_been_fetched(self) -> None:
         """What nobody took may have been handed over, too late."""
-        if self.stage.capabilities.release is not Support.NATIVE:
+        told = self.stage.capabilities
+        if told.release is not Support.NATIVE or told.returns_count:
             for number in self.ready | self.uncertain:
                 self.known[number].returns += 1
 
