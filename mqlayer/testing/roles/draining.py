@@ -64,10 +64,12 @@ class Drain:
                 received += 1
             elif left < self.quiet:
                 break  # it was not quiet for long enough
-            elif not missing:
-                drained = True
-            elif all(_certainly_empty(mq, queue) for queue in self.queues):
-                break
+            else:
+                missing &= _confirmed_and_not_seen(work.ledgers)  # others may have received beside us
+                if not missing:
+                    drained = True
+                elif all(_certainly_empty(mq, queue) for queue in self.queues):
+                    break
         close_consumer(work, consumer)
         return received, drained
 
