@@ -108,7 +108,8 @@ class Consumer:
         """The end: what nobody was given goes back uncounted; what callers hold and never settled, as the server does it."""
         for subscribed in self._queues.values():
             subscribed.window = 0
-            self._fit(subscribed, deadline)
+            if subscribed.feeds and not subscribed.temporary:
+                self._end(subscribed, list(subscribed.feeds), deadline)
 
     def _fit(self, subscribed: Subscribed, deadline: float) -> None:
         """Make the feeds' capacity that of the window, as far as what is held allows."""

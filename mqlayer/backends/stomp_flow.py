@@ -17,6 +17,7 @@ __all__ = ["Flow"]
 NOTHING = "FALSE"  #: a selector that no message passes
 MARK = "mq_mark"  #: a header of a message of this module's own; a JMS selector knows no "-" in names
 MARK_LIFE = 60.0  #: seconds until one that was left behind by a crash expires
+DRAIN_WINDOW = "500"  #: deliveries on their way to one that empties a queue
 PRIORITY = "127"  #: of a consumer; the highest is the exclusive one, where there are several
 
 
@@ -87,9 +88,10 @@ class Flow:
                 self._connection.stomp.unsubscribe(id)
             raise
         else:
-            self.unsubscribe([id], deadline)
+            if id in self._marks:
+                self.unsubscribe([id], deadline)
         finally:
-            del self._marks[id]
+            self._marks.pop(id, None)
 
     def _pass_barrier(self, deadline: float) -> None:
         target = f"/temp-queue/mq-barrier-{self._epoch}"
@@ -117,8 +119,13 @@ class Flow:
         """
         self._count += 1
         mark = f"{self._epoch}-{self._count}"
-        with self._only(target, None, "500", deadline) as id:
-            return self._drain(target, id, mark, now, deadline)
+        with self._only(target, None, DRAIN_WINDOW, deadline) as id:
+            count = self._drain(target, id, mark, now, deadline)
+            with self.stopped(target, deadline):  # else what was sent behind the mark would go back flagged
+                count += self._ack(self._marks[id], deadline)
+                self.unsubscribe([id], deadline)
+                del self._marks[id]
+        return count
 
     def _drain(self, target: str, id: str, mark: str, now: float, deadline: float) -> int:
         connection = self._connection
@@ -133,16 +140,15 @@ class Flow:
             if not connection.run_until(lambda: came, deadline):
                 raise RequestTimeoutError(f"{connection.dialect.name} did not hand over all of {target!r} in time")
             frames, came[:] = list(came), []
-            for frame in frames:
-                if frame.headers.get(MARK) == mark:
-                    ended = True
-                elif MARK not in frame.headers:
-                    count += 1
-            self._ack(frames, deadline)
+            ended = any(frame.headers.get(MARK) == mark for frame in frames)
+            count += self._ack(frames, deadline)
         connection.wait_for(answer, f"a mark in {target!r}", deadline)
         return count
 
-    def _ack(self, frames: Sequence[Frame], deadline: float) -> None:
+    def _ack(self, frames: Sequence[Frame], deadline: float) -> int:
+        """Ack them all. Returns how many are no marks."""
+        if not frames:
+            return 0
         self._count += 1
         name = f"x{self._count}"
         receipt, answer = self._connection.expect()
@@ -151,3 +157,4 @@ class Flow:
         parts.append(encode("COMMIT", [("transaction", name), ("receipt", receipt)]))
         self._connection.write(b"".join(parts))
         self._connection.wait_for(answer, "an ack", deadline)
+        return sum(MARK not in frame.headers for frame in frames)

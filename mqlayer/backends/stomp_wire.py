@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from mqlayer.backends.stomp_dialects import Dialect
 from mqlayer.codec import from_headers, to_headers
-from mqlayer.driver import Outgoing
+from mqlayer.driver import Outgoing, Support
 from mqlayer.errors import ArgumentError, ConnectionLostError, HeaderError, MessageTooLargeError, RefusedError
 
 __all__ = [
@@ -29,7 +29,6 @@ __all__ = [
 COMMAND_MAX = 1024 * 1024  #: bytes of a frame's command and headers; a server that sends more is not one
 NAME_MAX_BYTES = 1024  #: of a destination, escaped
 COPY_ROOM = 2048  #: bytes of a header line that a message leaves to its copies, whose mq-types must fit again
-PRIORITY_DEFAULT = "4"  #: what JMS gives a message without one
 
 _ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r", ":": "\\c"})
 _UNESCAPED = {"\\\\": "\\", "\\n": "\n", "\\r": "\r", "\\c": ":"}
@@ -234,8 +233,9 @@ def to_wire(message: Outgoing, target: str, dialect: Dialect, more: Sequence[tup
         headers.append(("correlation-id", message.correlation_id))
     if message.reply_to is not None and dialect.has_reply_to and message.reply_to:
         headers.append(("reply-to", destination(message.reply_to, dialect)))
-    if message.priority is not None:
-        headers.append(("priority", str(message.priority)))
+    if dialect.capabilities.priority is Support.NATIVE:
+        # JMS gives 4 to a message without one; here none is the lowest, as everywhere else.
+        headers.append(("priority", str(message.priority or 0)))
     if message.group_id is not None and dialect.group_header:
         headers.append((dialect.group_header, message.group_id))
     if message.delay:
@@ -268,9 +268,7 @@ def from_wire(frame: Frame, dialect: Dialect) -> Outgoing:
         content_type=found.get("content-type") or None,
         correlation_id=found.get("correlation-id") or None,
         reply_to=(queue_of(reply_to, dialect) or reply_to) if foreign and reply_to else None,
-        priority=int(priority)
-        if foreign and priority is not None and priority.isdigit() and priority != PRIORITY_DEFAULT
-        else None,
+        priority=int(priority) if foreign and priority is not None and priority.isdigit() else None,
         group_id=found.get(dialect.group_header) if foreign and dialect.group_header else None,
         expires_at=_expiry(found.get("expires")) if foreign else None,
     )
