@@ -91,7 +91,8 @@ class ActiveMQ(BackendHarness):
     """ActiveMQ Classic over ``stomp://``."""
 
     name = "activemq"
-    claims = Claims(graceful=True, sigkill=True, power_loss=None, queues=True)
+    # A server that was killed, and one that was stopped, has forgotten what it had flagged as redelivered
+    claims = Claims(graceful=True, sigkill=True, power_loss=None, queues=True, counts=False)
 
     def start(self, datadir: Path, port: int) -> ProcessServer:
         return activemq.activemq_server(datadir, port)
