@@ -301,6 +301,10 @@ class Connection:
             self._out.append(data)
             self.queued += len(data)
 
+    def now(self) -> float:
+        """Monotonic seconds."""
+        return self._monotonic()
+
     @property
     def unwritten(self) -> int:
         """Bytes handed over that the socket has not taken."""

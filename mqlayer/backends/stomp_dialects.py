@@ -147,7 +147,7 @@ ARTEMIS = Dialect(
         priority=_NATIVE,
         ttl=_NATIVE,
         group_id=_NATIVE,
-        release=_NOT,
+        release=_NATIVE,
         body_max_bytes=100 * MIB,
     ),
     queue_prefix="",

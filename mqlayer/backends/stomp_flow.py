@@ -17,6 +17,7 @@ __all__ = ["Flow"]
 NOTHING = "FALSE"  #: a selector that no message passes
 MARK = "mq_mark"  #: a header of a message of this module's own; a JMS selector knows no "-" in names
 MARK_LIFE = 60.0  #: seconds until one that was left behind by a crash expires
+QUIET = 0.3  #: seconds in which nothing comes from a queue that is empty
 DRAIN_WINDOW = "500"  #: deliveries on their way to one that empties a queue
 PRIORITY = "127"  #: of a consumer; the highest is the exclusive one, where there are several
 
@@ -126,6 +127,20 @@ class Flow:
                 self.unsubscribe([id], deadline)
                 del self._marks[id]
         return count
+
+    def empty(self, target: str, headers: Mapping[str, str], deadline: float) -> None:
+        """Drop what a queue hands over, until nothing has come for a moment: where nothing marks the end for certain."""
+        connection = self._connection
+        self._count += 1
+        id = f"x{self._count}"
+        came = self._marks[id] = []
+        self.subscribe(target, id, headers, deadline)
+        while connection.run_until(lambda: came, min(connection.now() + QUIET, deadline)):
+            frames, came[:] = list(came), []
+            acks = [encode("ACK", [("id", frame.headers["ack"])]) for frame in frames]
+            connection.write(b"".join(acks))
+        self.unsubscribe([id], deadline)
+        del self._marks[id]
 
     def _drain(self, target: str, id: str, mark: str, now: float, deadline: float) -> int:
         connection = self._connection

@@ -1,5 +1,6 @@
 """One STOMP connection as a session. Sending, consuming, settling and asking each have a file of their own."""
 
+import contextlib
 import secrets
 from collections.abc import Sequence
 
@@ -96,8 +97,13 @@ class StompSession:
         """STOMP has no word for it: what the queue holds is dropped, where it can be; an empty queue stays."""
         self._connection.check_open()
         target = self._target(queue)
-        if self._temporary.pop(queue, None) is None and self.capabilities.purge is Support.NATIVE:
-            self._flow.drain(target, self._clock.time(), self._monotonic() + timeout)
+        deadline = self._monotonic() + timeout
+        if self._temporary.pop(queue, None) is not None:
+            return  # it goes with the connection
+        if self.capabilities.purge is Support.NATIVE:
+            self._flow.drain(target, self._clock.time(), deadline)
+        else:
+            self._flow.empty(target, dict(self._dialect.subscribe_headers), deadline)
 
     # --- sending ------------------------------------------------------------------------------------------------------
 
@@ -173,9 +179,11 @@ class StompSession:
                 self._release(back, verdicts, failures, deadline)
             done = [verdicts[place].of for place in (*acks, *moves, *back) if not _keeps(failures.get(place))]
             self._consumer.settled(done, deadline)
-        except ConnectionLostError:
-            pass  # after the verdicts, in making the windows fit: every further call says so
         except RequestTimeoutError as exc:
+            self._settler.lose(
+                str(exc)
+            )  # the verdicts are carried out, and the windows do not fit: the next call says so
+        except ConnectionLostError as exc:
             self._settler.lose(str(exc))
         return failures
 
@@ -222,10 +230,9 @@ class StompSession:
         if not self._closed:
             self._closed = True
             deadline = self._monotonic() + timeout
-            try:
+            # Where it fails the server takes it all back with the connection, if counted once more.
+            with contextlib.suppress(MQError):
                 self._consumer.give_all_back(self._monotonic() + timeout * CLOSE_PART)
-            except (ConnectionLostError, RequestTimeoutError):
-                pass  # the server takes it all back with the connection, if counted once more
             self._connection.close(max(deadline - self._monotonic(), 0.0))
 
     def _target(self, queue: str) -> str:

@@ -56,8 +56,9 @@ def version() -> str | None:
     home = find_activemq()
     if home is None:
         return None
-    for path in sorted((home / "lib").glob("activemq-broker*.jar")):
-        found = re.search(r"activemq-broker-(\d[\d.]*)\.jar", path.resolve().name)
+    libraries = (home / "lib" / "activemq-broker.jar").resolve().parent  # Debian's are links, and lose the version
+    for path in sorted([*(home / "lib").glob("activemq-broker-*.jar"), *libraries.glob("activemq-broker-*.jar")]):
+        found = re.search(r"activemq-broker-(\d[\d.]*)\.jar", path.name)
         if found is not None:
             return f"ActiveMQ {found[1]}"
     return "ActiveMQ of unknown version"
