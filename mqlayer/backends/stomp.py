@@ -3,15 +3,18 @@
 Which server it is, its CONNECTED frame says; what it can do is in ``stomp_dialects``. Nothing is tried twice here.
 """
 
+import secrets
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mqlayer.backends.stomp_connection import Login, connect
+from mqlayer.backends.stomp_connection import Connection, Login, connect
+from mqlayer.backends.stomp_dialects import without_scheduler
+from mqlayer.backends.stomp_flow import Flow
 from mqlayer.backends.stomp_session import StompSession
 from mqlayer.clock import Clock
 from mqlayer.driver import Backend, Session
-from mqlayer.errors import ConfigError
+from mqlayer.errors import ConfigError, ConnectFailedError, MQError
 from mqlayer.urls import BrokerURL
 
 __all__ = ["StompBackend", "StompFactory", "StompOptions"]
@@ -51,6 +54,7 @@ class StompBackend:
         self._login = login
         self._hosts = tuple(hosts)
         self._clock = clock
+        self._delays: bool | None = None  #: whether the broker has a scheduler; None: not asked yet
 
     def session(self, timeout: float, look_again: Callable[[float], None]) -> Session:
         """Connect to the first host that takes us.
@@ -58,7 +62,23 @@ class StompBackend:
         Raises:
             ConnectFailedError: none did. AuthenticationError: one refused the credentials.
         """
-        return StompSession(connect(self._hosts, self._login, timeout, self._clock.monotonic), clock=self._clock)
+        deadline = self._clock.monotonic() + timeout
+        connection = connect(self._hosts, self._login, timeout, self._clock.monotonic)
+        if connection.dialect.may_lack_scheduler:
+            if self._delays is None:
+                self._delays = self._asked_for_scheduler(connection, deadline)
+            if not self._delays:
+                connection.dialect = without_scheduler(connection.dialect)
+        return StompSession(connection, clock=self._clock)
+
+    def _asked_for_scheduler(self, connection: Connection, deadline: float) -> bool:
+        flow = Flow(connection, secrets.token_hex(6))
+        connection.on_message = flow.on_message
+        try:
+            return flow.has_scheduler(deadline)
+        except MQError as exc:
+            connection.give_up()
+            raise ConnectFailedError(f"{self._login.scheme}:// is connected, and serves nobody: {exc}") from exc
 
     def close(self) -> None:
         """Nothing: each session has its own connection."""

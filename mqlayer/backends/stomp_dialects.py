@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from mqlayer.driver import Capabilities, Counts, Support
 
-__all__ = ["ACTIVEMQ", "ARTEMIS", "DIALECTS", "PLAIN", "RABBITMQ", "Dialect", "dialect_of"]
+__all__ = ["ACTIVEMQ", "ARTEMIS", "DIALECTS", "PLAIN", "RABBITMQ", "Dialect", "dialect_of", "without_scheduler"]
 
 _NATIVE, _NOT = Support.NATIVE, Support.UNSUPPORTED
 KIB, MIB = 1024, 1024 * 1024
@@ -30,6 +30,7 @@ class Dialect:
         stops_flow: An exclusive consumer that wants nothing stops the others, so that a subscription can end without
             anything on its way to it.
         returns_uncounted: What UNSUBSCRIBE gives back is not flagged.
+        may_lack_scheduler: Delays are a matter of the server's configuration, which is asked for at the first connection.
         ends_on_error: The connection is of no more use after an ERROR frame.
         has_text_type: ``amq-msg-type`` makes a message text to JMS clients.
         reserved, reserved_prefixes: Headers that the server writes or acts on.
@@ -49,6 +50,7 @@ class Dialect:
     groups_acks: bool = False
     stops_flow: bool = False
     returns_uncounted: bool = False
+    may_lack_scheduler: bool = False
     ends_on_error: bool = True
     has_reply_to: bool = False
     has_expires: bool = False
@@ -116,6 +118,7 @@ ACTIVEMQ = Dialect(
     groups_sends=True,
     groups_acks=True,
     stops_flow=True,
+    may_lack_scheduler=True,
     ends_on_error=False,
     has_reply_to=True,
     has_expires=True,
@@ -146,7 +149,8 @@ ARTEMIS = Dialect(
         delay=_NATIVE,
         priority=_NATIVE,
         ttl=_NATIVE,
-        group_id=_NATIVE,
+        # A group has one consumer, and while that one is full the queue serves no other group either
+        group_id=_NOT,
         release=_NATIVE,
         body_max_bytes=100 * MIB,
     ),
@@ -191,6 +195,11 @@ RABBITMQ = Dialect(
 )
 
 DIALECTS = (ACTIVEMQ, ARTEMIS, RABBITMQ, PLAIN)
+
+
+def without_scheduler(dialect: Dialect) -> Dialect:
+    """The same of a server that was configured without delays."""
+    return replace(dialect, capabilities=replace(dialect.capabilities, delay=_NOT))
 
 
 def dialect_of(server: str) -> Dialect:

@@ -94,17 +94,32 @@ class Flow:
         finally:
             self._marks.pop(id, None)
 
-    def _pass_barrier(self, deadline: float) -> None:
+    def has_scheduler(self, deadline: float) -> bool:
+        """Whether messages can be delayed: without its scheduler ActiveMQ takes a delay for a header like any other.
+
+        A delayed message and one that is not: without a scheduler they come in that order.
+        """
+        late = [("AMQ_SCHEDULED_DELAY", "1"), (MARK, "late")]
+        came = self._pass_barrier(deadline, late)
+        return all("scheduledJobId" in frame.headers for frame in came if frame.headers.get(MARK) == "late")
+
+    def _pass_barrier(self, deadline: float, before: Sequence[tuple[str, str]] = ()) -> list[Frame]:
+        """Send a message to ourselves, behind another with these headers, and wait for it. Returns what came."""
         target = f"/temp-queue/mq-barrier-{self._epoch}"
         if self._barrier is None:
+            self._marks["barrier"] = []
             self.subscribe(target, "barrier", {}, deadline, ack=False)
             self._barrier = "barrier"
-        came = self._marks[self._barrier] = []
+        came = self._marks[self._barrier]
+        came.clear()
         self._count += 1
         mark = f"{self._epoch}-{self._count}"
+        if before:
+            self._connection.write(encode("SEND", [("destination", target), *before]))
         self._connection.write(encode("SEND", [("destination", target), (MARK, mark)]))
         if not self._connection.run_until(lambda: any(frame.headers.get(MARK) == mark for frame in came), deadline):
             raise RequestTimeoutError(f"{self._connection.dialect.name} did not hand over a message to ourselves")
+        return came
 
     def found(self, target: str, now: float, deadline: float) -> None:
         """Make a queue such that it outlives its server: ActiveMQ stores one with its first message."""
