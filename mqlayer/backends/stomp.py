@@ -104,7 +104,7 @@ class StompFactory:
             scheme=url.scheme,
             username=url.username,
             password=url.password,
-            vhost=url.path[1:] or None,
+            vhost=url.path[1:] or "/",
             heartbeat=options.heartbeat,
             tls=_tls(options) if secure else None,
         )

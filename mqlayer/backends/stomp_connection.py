@@ -56,7 +56,7 @@ class Login:
     scheme: str
     username: str | None
     password: str | None
-    vhost: str | None
+    vhost: str  #: RabbitMQ's; others do not look at it, and Artemis wants one
     heartbeat: int  #: seconds; 0: none
     tls: ssl.SSLContext | None
 

@@ -115,27 +115,40 @@ class Consumer:
         """Make the feeds' capacity that of the window, as far as what is held allows."""
         if subscribed.temporary:
             return
-        surplus = subscribed.capacity - subscribed.window
-        one_by_one = self._dialect.one_by_one
-        if surplus > 0 or (len(subscribed.feeds) >= FEEDS_MAX and surplus < 0 and not one_by_one):
-            idle = sorted((feed for feed in subscribed.feeds if not feed.handed), key=lambda feed: feed.unsettled)
-            gone: list[Feed] = []
-            for feed in idle:
-                if surplus <= 0 and len(subscribed.feeds) < FEEDS_MAX:
-                    break
-                gone.append(feed)
-                surplus -= feed.prefetch
-            if gone:
-                self._end(subscribed, gone, deadline)
+        gone = self._surplus(subscribed)
+        if gone:
+            self._end(subscribed, gone, deadline)
         missing = subscribed.window - subscribed.capacity
         if self._dialect.prefetch_header is None:
             if subscribed.window and not subscribed.feeds:
                 self._add_feed(subscribed, subscribed.window, deadline)
-        elif one_by_one:
+        elif self._dialect.one_by_one:
             for _ in range(missing):
                 self._add_feed(subscribed, 1, deadline)
         elif missing > 0:
             self._add_feed(subscribed, missing, deadline)
+
+    def _surplus(self, subscribed: Subscribed) -> list[Feed]:
+        """Which feeds are too many, or too many small ones, and can end."""
+        dialect = self._dialect
+        if (
+            not dialect.stops_flow
+            and not dialect.returns_uncounted
+            and any(each.handed for each in self._queues.values())
+        ):
+            return []  # the connection may have to end with them, and what callers hold would come twice
+        surplus = subscribed.capacity - subscribed.window
+        count = len(subscribed.feeds)
+        gone: list[Feed] = []
+        for feed in sorted(subscribed.feeds, key=lambda feed: feed.unsettled):
+            scattered = surplus != 0 and count >= FEEDS_MAX and not dialect.one_by_one
+            if surplus <= 0 and not scattered:
+                break
+            if not feed.handed:
+                gone.append(feed)
+                surplus -= feed.prefetch
+                count -= 1
+        return gone
 
     def _add_feed(self, subscribed: Subscribed, prefetch: int, deadline: float, target: str | None = None) -> None:
         self._count += 1
@@ -256,7 +269,8 @@ class Consumer:
                 feed.handed -= 1
                 subscribed.handed -= 1
                 freed[subscribed.queue] = subscribed
-        for subscribed in freed.values():
+        uncounted = self._dialect.stops_flow or self._dialect.returns_uncounted
+        for subscribed in (freed if uncounted else self._queues).values():
             if subscribed.capacity > subscribed.window and any(not feed.handed for feed in subscribed.feeds):
                 self._fit(subscribed, deadline)
 

@@ -34,7 +34,7 @@ class Dialect:
         ends_on_error: The connection is of no more use after an ERROR frame.
         has_text_type: ``amq-msg-type`` makes a message text to JMS clients.
         reserved, reserved_prefixes: Headers that the server writes or acts on.
-        header_max_bytes: Of one header's line; ``headers_max``: how many; ``headers_max_bytes``: of all together.
+        header_max_bytes: Of one header's line; ``headers_max``: how many of the user's; ``headers_max_bytes``: of all together.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Dialect:
     reserved: frozenset[str] = frozenset()
     reserved_prefixes: tuple[str, ...] = ()
     header_max_bytes: int = 8 * KIB
-    headers_max: int = 200
+    headers_max: int = 500
     headers_max_bytes: int = 64 * KIB
 
 
@@ -128,13 +128,13 @@ ACTIVEMQ = Dialect(
     reserved=frozenset(
         {
             *("amq-msg-type", "transformation", "transformation-custom", "transformation-error", "scheduledJobId"),
-            *("original-destination", "originalExpiration", "dlqDeliveryFailureCause", "breadcrumbId"),
+            *("original-destination", "originalExpiration", "dlqDeliveryFailureCause", "breadcrumbId", "mq_mark"),
         }
     ),
     reserved_prefixes=("AMQ_", "JMSX", "activemq."),
     header_max_bytes=10 * KIB - 256,  # MAX_HEADER_LENGTH in StompWireFormat: 10 KiB a line, and a longer one ends all
-    headers_max=900,  # MAX_HEADERS: 1000
-    headers_max_bytes=MIB // 2,
+    headers_max=900,  # MAX_HEADERS: 1000, the frame's own and mqlayer's included
+    headers_max_bytes=16 * MIB,
 )
 
 ARTEMIS = Dialect(

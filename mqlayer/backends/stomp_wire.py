@@ -316,10 +316,9 @@ def _check_size(message: Outgoing, headers: Sequence[tuple[str, str]], dialect: 
                     message_id=message.id,
                 )
         total += size
-    if len(headers) > dialect.headers_max:
+    if len(message.headers) > dialect.headers_max:
         raise HeaderError(
-            f"{len(headers)} headers, mqlayer's own included; {dialect.name} takes {dialect.headers_max}",
-            message_id=message.id,
+            f"{len(message.headers)} headers; {dialect.name} takes {dialect.headers_max}", message_id=message.id
         )
     if total + spare > dialect.headers_max_bytes:
         raise HeaderError(

@@ -154,7 +154,7 @@ def rabbitmq_stomp_server(datadir: Path, port: int) -> ProcessServer:
         log=datadir.resolve() / "server.log",
         env=_environment(datadir.resolve()),
         cwd=datadir.resolve(),
-        probe=lambda: probe_stomp(port, "/temp-queue/mqlayer-probe", login="guest"),
+        probe=lambda: probe_stomp(port, "/topic/mqlayer.probe", login="guest"),
         port=port,
         ready_timeout=_READY_TIMEOUT,
     )
