@@ -63,6 +63,7 @@ class Profile:
         name_breaks: A queue's name may have line breaks.
         text_max_bytes: Of an id, a content type, a correlation id and a reply address.
         header_name_max_bytes: The same of a header's name.
+        header_max_bytes: Of a header's name and value together.
         headers_max: How many headers a message may have.
         reserved_headers: Names that the broker writes or acts on; one that ends in ``*`` is a prefix.
         reserved_as_written: Only these spellings; otherwise they stand in small letters for any.
@@ -82,6 +83,7 @@ class Profile:
     name_breaks: bool = True
     text_max_bytes: int | None = None
     header_name_max_bytes: int | None = None
+    header_max_bytes: int | None = None
     headers_max: int | None = None
     reserved_headers: tuple[str, ...] = ()
     reserved_as_written: bool = False
@@ -196,19 +198,27 @@ PROFILES: Mapping[ProfileName, Profile] = {
             dedup_id=_NOT,
             dedup_window=None,
             dead_letter=_NOT,
-            # Browsing ("browser:true") is STOMP's only look at a queue; counts need a plugin, purging needs JMX
-            purge=_NOT,
-            stats=_NOT,
+            peek=_NOT,  # a browser ("browser:true") shows what is in flight as well, and 400 messages at the most
+            stats=_NOT,  # counts need a plugin
             nack=_NOT,  # NACK dead-letters at once
-            release=_NOT,
-            forward=_NOT,
-            body_max_bytes=100 * MIB,  # wireFormat.maxFrameSize=104857600 in the activemq.xml that is shipped
+            # maxFrameSize=104857600 in the activemq.xml that is shipped, and MAX_DATA_LENGTH of its StompWireFormat: of
+            # the whole frame
+            body_max_bytes=99 * MIB,
         ),
+        name_max_bytes=1024,  # mqlayer's own: a destination is one header
+        header_max_bytes=9984,  # StompWireFormat.MAX_HEADER_LENGTH: 10 KiB a line, and a longer one ends the connection
+        headers_max=900,  # StompWireFormat.MAX_HEADERS: 1000, the frame's own and mqlayer's included
         # the frame's own headers, and those the broker maps to JMS: "Additional Headers" of the page above
         reserved_headers=(
-            *("destination", "message-id", "subscription", "ack", "receipt", "transaction", "content-length"),
-            *("persistent", "expires", "timestamp", "redelivered", "type", "amq_*", "jmsx*"),
+            *("destination", "message-id", "subscription", "ack", "receipt", "receipt-id", "transaction"),
+            *("content-length", "content-type", "correlation-id", "reply-to", "persistent", "priority", "expires"),
+            *("timestamp", "redelivered", "type", "id", "selector", "browser", "amq-msg-type", "transformation"),
+            *("transformation-custom", "transformation-error", "scheduledJobId", "original-destination"),
+            *("originalExpiration", "dlqDeliveryFailureCause", "breadcrumbId", "mq_mark"),
+            *("AMQ_*", "JMSX*", "activemq.*"),
         ),
+        reserved_as_written=True,
+        integers_64_bit=False,  # a header is text
         options=(),
     ),
 }
@@ -298,6 +308,9 @@ def _bad_header(profile: Profile, message: Outgoing) -> HeaderError | None:
         most = profile.header_name_max_bytes
         if most is not None and len(name.encode()) > most:
             return HeaderError(f"header {name[:20]!r}…: the name is longer than {most} bytes", message_id=message.id)
+        largest = profile.header_max_bytes
+        if largest is not None and len(name.encode()) + _size(value) > largest:
+            return HeaderError(f"header {name[:20]!r}…: it is longer than {largest} bytes", message_id=message.id)
         if profile.integers_64_bit and type(value) is int and not -(2**63) <= value < 2**63:
             return HeaderError(f"header {name!r}: a whole number has 64 bits at most", message_id=message.id)
     return None

@@ -63,6 +63,8 @@ class Engine:
         self.native = first.capabilities
         self.capabilities = (native_capabilities if self._native_only else emulated_capabilities)(self.native)
         self.sender = self._line("sender", first=first)
+        if isinstance(self.sender, ThreadLine):
+            self.sender.attend()
 
     def next_id(self) -> str:
         """A new message id: a prefix of this process and connection, and a counter."""

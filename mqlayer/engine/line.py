@@ -299,6 +299,10 @@ class ThreadLine:
         if self._closing:
             raise ClosedError(f"{self._name} is closed")
 
+    def attend(self) -> None:
+        """Have an owner from now on, and not only from the first use: a connection that is open has heart-beats to serve."""
+        self._poke()
+
     def _poke(self) -> None:
         if self._thread is None:
             with self._start:

@@ -29,6 +29,16 @@ class Certificates:
     certificate: Path
     key: Path
 
+    def pkcs12(self, path: Path, password: str) -> Path:
+        """Write certificate and key into one file at *path*, as Java reads them.
+
+        Raises:
+            CertificateError: ``openssl`` is missing or failed.
+        """
+        files = ["-in", self.certificate, "-inkey", self.key, "-certfile", self.authority]
+        _openssl("pkcs12", "-export", *files, "-out", path, "-passout", f"pass:{password}")
+        return path
+
 
 def make_certificates(folder: Path, *, days: int = 2) -> Certificates:
     """Make an authority and one certificate in *folder*, good for *days*. For tests only: the keys are not protected.

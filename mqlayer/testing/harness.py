@@ -41,12 +41,15 @@ class Claims:
         sigkill: A server that is killed.
         power_loss: … and loses what it had not synced to the disk.
         queues: Queues come back with their options after a kill.
+        counts: A delivery that was held when the server was killed is counted when it comes again. Where a backend
+            counts deliveries at all, this is asked of it unless it says ``False``.
     """
 
     graceful: bool | None = None
     sigkill: bool | None = None
     power_loss: bool | None = None
     queues: bool | None = None
+    counts: bool = True
 
 
 class Reach(Enum):

@@ -5,15 +5,18 @@ from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
 
-from mqlayer.testing.brokers import elasticmq, rabbitmq
+from mqlayer.testing.brokers import activemq, artemis, elasticmq, rabbitmq
 from mqlayer.testing.harness import BackendHarness, Claims
 from mqlayer.testing.processes import ProcessServer, ServerError
 
 __all__ = [
     "ALL",
+    "ActiveMQ",
+    "Artemis",
     "Memory",
     "RabbitMQClassic",
     "RabbitMQQuorum",
+    "RabbitMQStomp",
     "SQLite",
     "SQSElasticMQ",
     "SQSElasticMQFifo",
@@ -146,6 +149,83 @@ class SQSElasticMQVolatile(SQSElasticMQ):
         return elasticmq.elasticmq_server(datadir, port, write_delay=True)
 
 
+class ActiveMQ(BackendHarness):
+    """ActiveMQ Classic over ``stomp://``."""
+
+    name = "activemq"
+    # A server that was killed, and one that was stopped, has forgotten what it had flagged as redelivered
+    claims = Claims(graceful=True, sigkill=True, power_loss=None, queues=True, counts=False)
+
+    def start(self, datadir: Path, port: int) -> ProcessServer:
+        return activemq.activemq_server(datadir, port)
+
+    def url(self, datadir: Path, port: int) -> str:
+        return f"stomp://127.0.0.1:{port}"
+
+    def available(self) -> str | None:
+        if activemq.find_activemq() is None:
+            return "ActiveMQ is not installed: mqlayer brokers install activemq"
+        return _without_stomp()
+
+    def server_version(self) -> str:
+        return _installed(activemq.version(), "ActiveMQ")
+
+    def client_version(self) -> str:
+        return f"stomp.py {metadata.version('stomp.py')}"
+
+
+class Artemis(ActiveMQ):
+    """Artemis over ``stomp://``."""
+
+    name = "artemis"
+
+    def start(self, datadir: Path, port: int) -> ProcessServer:
+        return artemis.artemis_server(datadir, port)
+
+    def available(self) -> str | None:
+        if artemis.find_artemis() is None:
+            return "Artemis is not installed: mqlayer brokers install artemis"
+        return _without_stomp()
+
+    def server_version(self) -> str:
+        return _installed(artemis.version(), "Artemis")
+
+
+class RabbitMQStomp(ActiveMQ):
+    """RabbitMQ's STOMP plugin, over ``stomp://``."""
+
+    name = "rabbitmq-stomp"
+    configuration = "STOMP plugin"
+
+    def start(self, datadir: Path, port: int) -> ProcessServer:
+        return rabbitmq.rabbitmq_stomp_server(datadir, port)
+
+    def url(self, datadir: Path, port: int) -> str:
+        return f"stomp://guest:guest@127.0.0.1:{port}"
+
+    def available(self) -> str | None:
+        if rabbitmq.find_rabbitmq() is None:
+            return "RabbitMQ is not installed: mqlayer brokers install rabbitmq"
+        return _without_stomp()
+
+    def server_version(self) -> str:
+        return _installed(rabbitmq.version(), "RabbitMQ")
+
+
+def _without_stomp() -> str | None:
+    try:
+        metadata.version("stomp.py")
+    except metadata.PackageNotFoundError:
+        return 'stomp.py is not installed: pip install "mqlayer[activemq]"'
+    return None
+
+
+def _installed(version: str | None, title: str) -> str:
+    if version is None:
+        raise ServerError(f"{title} is not installed")
+    return version
+
+
 ALL: tuple[type[BackendHarness], ...] = (
     Memory,
     SQLite,
@@ -153,4 +233,7 @@ ALL: tuple[type[BackendHarness], ...] = (
     RabbitMQClassic,
     SQSElasticMQ,
     SQSElasticMQFifo,
+    ActiveMQ,
+    Artemis,
+    RabbitMQStomp,
 )

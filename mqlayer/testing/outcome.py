@@ -54,7 +54,7 @@ class NotApplicable(Exception):
 
 
 class ProvedAbsent(Exception):
-    """What is needed is absent, and that was proved. Only ``absence`` raises it."""
+    """What is needed is absent, and that was proved: the call was refused, or the loss was seen."""
 
 
 def conclude(report: "Report", **evidence: Any) -> Outcome:

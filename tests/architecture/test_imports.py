@@ -19,7 +19,7 @@ LEVELS = [
 ]
 LEVEL = {part: number for number, parts in enumerate(LEVELS) for part in parts}
 BACKENDS_MAY_IMPORT = {"mqlayer.driver", "mqlayer.errors", "mqlayer.codec", "mqlayer.clock", "mqlayer.urls"}
-CLIENT_LIBRARY = {"rabbitmq": {"pika"}, "sqs": {"boto3", "botocore", "mypy_boto3_sqs"}}
+CLIENT_LIBRARY = {"rabbitmq": {"pika"}, "sqs": {"boto3", "botocore", "mypy_boto3_sqs"}, "stomp": {"stomp"}}
 OPTIONAL = {  # third-party libraries outside the backends, and who may import them
     "msgspec": {"codec"},
     "pika": {"testing"},  # to see whether a server that was started answers

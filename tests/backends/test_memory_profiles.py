@@ -130,15 +130,14 @@ def test_sqs_knows_groups_only_in_fifo_queues_and_no_delay_there(queue: str, kno
 
 
 @pytest.mark.parametrize(
-    ("profile", "longest"), [("rabbitmq", 255), ("rabbitmq-classic", 255), ("sqs", 80), ("activemq", 100_000)]
+    ("profile", "longest"), [("rabbitmq", 255), ("rabbitmq-classic", 255), ("sqs", 80), ("activemq", 1024)]
 )
 def test_a_profile_bounds_names_in_bytes(profile: str, longest: int) -> None:
     session = open_session(f"memory://?profile={profile}")
     session.declare("n" * longest, PLAIN, Declare.ENSURE, T)
-    if longest < 100_000:
-        for name in ("n" * (longest + 1), "é" * (longest // 2 + 1)):
-            with pytest.raises(ArgumentError, match="bytes"):
-                session.declare(name, PLAIN, Declare.ENSURE, T)
+    for name in ("n" * (longest + 1), "é" * (longest // 2 + 1)):
+        with pytest.raises(ArgumentError, match="bytes"):
+            session.declare(name, PLAIN, Declare.ENSURE, T)
 
 
 @pytest.mark.parametrize("name", ["amq.orders", "a\nb", "a\rb"])

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mqlayer.errors import MissingExtraError
+from mqlayer.testing.brokers.stomp_probe import probe_stomp
 from mqlayer.testing.certificates import Certificates
 from mqlayer.testing.ports import LOOPBACK, answers, free_port
 from mqlayer.testing.process_tree import kill_tree
@@ -26,7 +27,15 @@ from mqlayer.testing.processes import ProcessServer, ServerError
 if TYPE_CHECKING:
     from pika.adapters.blocking_connection import BlockingChannel
 
-__all__ = ["TLSListener", "find_rabbitmq", "probe", "rabbitmq_server", "rabbitmqctl", "version"]
+__all__ = [
+    "TLSListener",
+    "find_rabbitmq",
+    "probe",
+    "rabbitmq_server",
+    "rabbitmq_stomp_server",
+    "rabbitmqctl",
+    "version",
+]
 
 # The same in every folder: each broker has a name server (epmd) of its own, so names cannot meet, and the store, which
 # carries the name, can be started again by anybody.
@@ -123,6 +132,29 @@ def rabbitmq_server(
         env=_environment(datadir),
         cwd=datadir,
         probe=lambda: probe(port),
+        port=port,
+        ready_timeout=_READY_TIMEOUT,
+    )
+
+
+def rabbitmq_stomp_server(datadir: Path, port: int) -> ProcessServer:
+    """The same with RabbitMQ's STOMP plugin on *port*; AMQP is on a port of its own choice.
+
+    Raises:
+        ServerError: RabbitMQ is not installed.
+    """
+    server = rabbitmq_server(
+        datadir,
+        _amqp_port(datadir.resolve()),
+        plugins=("rabbitmq_stomp",),
+        config=f"stomp.listeners.tcp.1 = {LOOPBACK}:{port}",
+    )
+    return ProcessServer(
+        server.command,
+        log=datadir.resolve() / "server.log",
+        env=_environment(datadir.resolve()),
+        cwd=datadir.resolve(),
+        probe=lambda: probe_stomp(port, "/topic/mqlayer.probe", login="guest"),
         port=port,
         ready_timeout=_READY_TIMEOUT,
     )
@@ -256,6 +288,17 @@ def _choose_ports(datadir: Path) -> None:
     if path.exists() and not any(answers(port) for port in json.loads(path.read_text()).values()):
         return
     path.write_text(json.dumps({"names": free_port(), "node": free_port()}))
+
+
+def _amqp_port(datadir: Path) -> int:
+    """Where the broker of *datadir* speaks AMQP beside STOMP; a new one if somebody else is there."""
+    path = datadir / "amqp-port"
+    port = int(path.read_text()) if path.exists() else free_port()
+    if answers(port):
+        port = free_port()
+    datadir.mkdir(parents=True, exist_ok=True)
+    path.write_text(str(port))
+    return port
 
 
 def _configuration(datadir: Path, port: int, tls: TLSListener | None, more: str) -> str:

@@ -1,0 +1,201 @@
+"""Carrying out verdicts: acks by receipt; a copy and the ack of its original as one transaction, where there is one."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from mqlayer.backends.stomp_connection import Answer, Connection
+from mqlayer.backends.stomp_publisher import Publisher
+from mqlayer.backends.stomp_wire import Token, encode, to_wire
+from mqlayer.driver import Incoming, Outgoing
+from mqlayer.errors import (
+    ConnectionLostError,
+    MQError,
+    RefusedError,
+    RequestTimeoutError,
+    SendError,
+    StaleDeliveryError,
+)
+
+__all__ = ["Move", "Settler"]
+
+GROUP = 128  #: acks, or copies with the acks of their originals, in one transaction
+
+
+class Move(NamedTuple):
+    """A copy to *target*, and the ack of what it was made of."""
+
+    of: Incoming
+    target: str
+    copy: Outgoing
+
+
+class Settler:
+    """The settling half of a session. Each call gives every index its fate, or None of its own if it succeeded."""
+
+    def __init__(self, connection: Connection, publisher: Publisher, monotonic: Callable[[], float]) -> None:
+        self._connection = connection
+        self._publisher = publisher
+        self._monotonic = monotonic
+        self._transactions = 0
+
+    # --- acks ---------------------------------------------------------------------------------------------------------
+
+    def ack(self, incomings: Sequence[Incoming], deadline: float) -> dict[int, MQError]:
+        """Ack, and wait for the receipts where the server's say that it is done. What fails is the server's again."""
+        failures: dict[int, MQError] = {}
+        try:
+            if not self._connection.dialect.capabilities.confirms_acks:
+                self._connection.write(b"".join(_ack(incoming) for incoming in incomings))
+                self._connection.turn(0.0)
+            elif self._connection.dialect.groups_acks and len(incomings) > 1:
+                self._ack_groups(incomings, failures, deadline)
+            else:
+                self._ack_each(range(len(incomings)), incomings, failures, deadline)
+        except MQError as exc:
+            lost = exc if isinstance(exc, ConnectionLostError) else self.lose(str(exc))
+            for place in range(len(incomings)):
+                failures.setdefault(place, lost)
+        return failures
+
+    def _ack_groups(self, incomings: Sequence[Incoming], failures: dict[int, MQError], deadline: float) -> None:
+        groups: list[tuple[range, Answer]] = []
+        for first in range(0, len(incomings), GROUP):
+            places = range(first, min(first + GROUP, len(incomings)))
+            name = self._next()
+            self._begin([_ack(incomings[place], name) for place in places], name)
+            groups.append((places, self._commit(name)))
+        for places, answer in groups:
+            self._wait(answer, deadline)
+            if answer.error is not None:  # all or nothing: one by one shows which it is
+                self._ack_each(places, incomings, failures, deadline)
+
+    def _ack_each(
+        self, places: Sequence[int], incomings: Sequence[Incoming], failures: dict[int, MQError], deadline: float
+    ) -> None:
+        asked: list[tuple[int, Answer]] = []
+        for place in places:
+            receipt, answer = self._connection.expect()
+            self._connection.write(_ack(incomings[place], receipt=receipt))
+            asked.append((place, answer))
+        for place, answer in asked:
+            self._wait(answer, deadline)
+            if answer.error is not None:
+                text = f"{self._connection.dialect.name} took no ack for {incomings[place].queue!r}: {answer.error}"
+                failures[place] = StaleDeliveryError(text)
+
+    # --- copies -------------------------------------------------------------------------------------------------------
+
+    def move(self, moves: Sequence[Move], deadline: float) -> dict[int, MQError]:
+        """Copy, confirm, ack. What failed is not acked."""
+        failures: dict[int, MQError] = {}
+        together = [place for place, move in enumerate(moves) if not move.copy.delay]
+        try:
+            for first in range(0, len(together), GROUP):
+                self._move_group(together[first : first + GROUP], moves, failures, deadline)
+            # The scheduler takes its message in after the commit, so a kill in between would lose it: it comes first.
+            waiting = [place for place, move in enumerate(moves) if move.copy.delay]
+            if waiting:
+                self._move_waiting(waiting, moves, failures, deadline)
+        except MQError as exc:
+            lost = exc if isinstance(exc, ConnectionLostError) else self.lose(str(exc))
+            for place in range(len(moves)):
+                failures.setdefault(place, lost)
+        return failures
+
+    def _move_group(
+        self, places: Sequence[int], moves: Sequence[Move], failures: dict[int, MQError], deadline: float
+    ) -> None:
+        name = self._next()
+        frames: list[bytes] = []
+        good: list[int] = []
+        for place in places:
+            move = moves[place]
+            try:
+                frames.append(to_wire(move.copy, move.target, self._connection.dialect, [("transaction", name)]))
+                good.append(place)
+            except SendError as exc:
+                failures[place] = exc
+        if not good:
+            return
+        frames += [_ack(moves[place].of, name) for place in good[:-1]]
+        receipt, answer = self._connection.expect()
+        frames.append(_ack(moves[good[-1]].of, name, receipt))
+        self._begin(frames, name)
+        # Only a COMMIT that is written after this answer is one of a transaction that has all its copies.
+        self._wait(answer, deadline)
+        error = answer.error
+        if error is None:
+            commit = self._commit(name)
+            self._wait(commit, deadline)
+            error = commit.error
+        else:
+            self._connection.stomp.abort(name)
+        if error is None:
+            return
+        if len(good) == 1:
+            text = f"{self._connection.dialect.name} refused a copy to {moves[good[0]].target!r}: {error}"
+            failures[good[0]] = RefusedError(text, message_id=moves[good[0]].copy.id)
+            return
+        for place in good:  # all or nothing: one by one shows which it is
+            self._move_group([place], moves, failures, deadline)
+
+    def _move_waiting(
+        self, places: Sequence[int], moves: Sequence[Move], failures: dict[int, MQError], deadline: float
+    ) -> None:
+        targets: dict[str, list[int]] = {}
+        for place in places:
+            targets.setdefault(moves[place].target, []).append(place)
+        good: list[int] = []
+        for target, ones in targets.items():
+            failed = self._publisher.send(target, [moves[place].copy for place in ones], deadline)
+            for index, place in enumerate(ones):
+                if index in failed:
+                    failures[place] = failed[index]
+                else:
+                    good.append(place)
+        unacked = self.ack([moves[place].of for place in good], deadline) if good else {}
+        failures.update((good[index], error) for index, error in unacked.items())
+
+    def give_back(self, incomings: Sequence[Incoming], target: str, deadline: float) -> dict[int, MQError]:
+        """Back to their queue as they came: nobody ran them, and neither a failure nor a delivery is added."""
+        return self.move([Move(incoming, target, returned(incoming)) for incoming in incomings], deadline)
+
+    # --- transactions -------------------------------------------------------------------------------------------------
+
+    def _next(self) -> str:
+        self._transactions += 1
+        return f"t{self._transactions}"
+
+    def _begin(self, frames: Sequence[bytes], name: str) -> None:
+        self._connection.write(b"".join((encode("BEGIN", [("transaction", name)]), *frames)))
+
+    def _commit(self, name: str) -> Answer:
+        receipt, answer = self._connection.expect()
+        self._connection.write(encode("COMMIT", [("transaction", name), ("receipt", receipt)]))
+        return answer
+
+    def _wait(self, answer: Answer, deadline: float) -> None:
+        if not self._connection.run_until(lambda: answer, deadline):
+            raise RequestTimeoutError(f"{self._connection.dialect.name} did not answer in time")
+
+    def lose(self, why: str) -> ConnectionLostError:
+        """End the connection: whether the server has carried something out is unknown, and it takes back what it has not."""
+        return self._connection.lose(why)
+
+
+def returned(incoming: Incoming) -> Outgoing:
+    """The copy of a delivery that goes back as it came."""
+    message = incoming.message
+    place = f"{incoming.queue}:{incoming.token}"[:200]
+    return message._replace(trail=message.trail._replace(copied_from=place))
+
+
+def _ack(incoming: Incoming, transaction: str | None = None, receipt: str | None = None) -> bytes:
+    token = incoming.token
+    assert isinstance(token, Token)
+    headers = [("id", token.ack)]
+    if transaction is not None:
+        headers.append(("transaction", transaction))
+    if receipt is not None:
+        headers.append(("receipt", receipt))
+    return encode("ACK", headers)
