@@ -183,6 +183,11 @@ class ReceivedMessage:
         """This copy was sent again after a lost connection: an earlier copy with the same id may exist."""
         return self._outgoing.trail.resent > 0
 
+    @property
+    def resent_count(self) -> int:
+        """How many earlier copies with the same id may exist: each attempt to send it that had no answer left one or none."""
+        return self._outgoing.trail.resent
+
     def __repr__(self) -> str:
         return f"ReceivedMessage(id={self.id!r}, content_type={self.content_type!r}, {len(self.body)} bytes)"
 

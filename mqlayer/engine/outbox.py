@@ -17,23 +17,30 @@ from mqlayer.engine.parcel import (
     too_late,
 )
 from mqlayer.engine.waiting import Signal
-from mqlayer.errors import SendError
+from mqlayer.errors import MQError, OutcomeUnknownError, SendError
 
 __all__ = ["Outbox"]
 
 SEND_WINDOW = 1024  #: messages that wait to be handed to the session; a sender beyond it waits
 BATCH_MAX = 1024  #: messages handed to the session at once
+SPREAD_MAX = 0.25  #: seconds by which deadlines of one batch may differ while the broker does not answer in time
 log = logging.getLogger("mqlayer")
 
 
 class Outbox:
-    """Bounded by ``SEND_WINDOW``. One lock, which is the signal's that tells of room."""
+    """Bounded by ``SEND_WINDOW``. One lock, which is the signal's that tells of room.
+
+    An attempt lasts until the batch's earliest deadline, and what has time left then is sent again, marked. So that a broker
+    which is slow to answer does not get a message again at each of its neighbours' deadlines, messages whose deadlines lie
+    apart are not sent together after an attempt without an answer, and those that lie together share their fate.
+    """
 
     def __init__(self, name: str, clock: Clock) -> None:
         self.room = Signal(clock)
         self._name = name
         self._clock = clock
         self._queue: deque[Parcel] = deque()
+        self._slow = False  # the last attempt left something without an answer
         self.ends_at = float("inf")  #: monotonic seconds after which nothing is handed over any more
 
     def __bool__(self) -> bool:
@@ -75,6 +82,7 @@ class Outbox:
 
     def _hand_over(self, session: Session, target: Target, parcels: list[Parcel]) -> list[Parcel]:
         now = self._clock.monotonic()
+        parcels, rest = _together(parcels) if self._slow else (parcels, [])
         batch: list[Parcel] = []
         fates: list[tuple[Parcel, SendError | None]] = []
         with self.room.lock:
@@ -97,18 +105,19 @@ class Outbox:
                 resolve([*fates, *((parcel, no_fate(parcel, defect)) for parcel in batch)])
                 raise
             now = self._clock.monotonic()
+            self._slow = bool(failures) and (now >= deadline or any(map(_is_unknown, failures.values())))
             for place, parcel in enumerate(batch):
                 error = failures.get(place)
                 if error is None:
                     fates.append((parcel, None))
-                elif may_try_again(error) and min(parcel.deadline, self.ends_at) > now:
+                elif may_try_again(error) and min(parcel.deadline, self.ends_at) > _again_after(error, now):
                     again.append(once_more(parcel, error))
                 else:
                     fates.append((parcel, final(error, parcel)))
         if self.ends_at != float("inf"):
             self._log_unsettled([error for _, error in fates if error is not None])
         resolve(fates)
-        return again
+        return again + rest
 
     def _log_unsettled(self, errors: list[SendError]) -> None:
         """While closing, nobody may be left who looks at a future."""
@@ -126,3 +135,22 @@ class Outbox:
         self._log_unsettled([error for _, error in fates])
         resolve(fates)
         self.room.notify()
+
+
+def _together(parcels: list[Parcel]) -> tuple[list[Parcel], list[Parcel]]:
+    """The first ones, whose deadlines lie together; and the rest."""
+    earliest = latest = parcels[0].deadline
+    for place, parcel in enumerate(parcels):
+        earliest, latest = min(earliest, parcel.deadline), max(latest, parcel.deadline)
+        if latest - earliest > SPREAD_MAX:
+            return parcels[:place], parcels[place:]
+    return parcels, []
+
+
+def _again_after(error: MQError, now: float) -> float:
+    """The deadline beyond which a further attempt is worth it; where there may be a copy already, it makes another."""
+    return now + SPREAD_MAX if _is_unknown(error) else now
+
+
+def _is_unknown(error: MQError) -> bool:
+    return isinstance(error, OutcomeUnknownError)

@@ -13,7 +13,7 @@ a fault hit it, its settlement sent    ``ack_in_doubt``: the answer, or the ack,
 an ack's outcome was unknown           ``ack_in_doubt``
 its consumer nacked or rejected it     ``given_back``, ``rejected``
 the publish was tried more than once   ``publish_retried``; of what is only marked as sent again, once for each
-                                       fault, and once more
+                                       number of attempts that it is marked with
 one of the two is a copy, and a fault  ``copied``: it was confirmed, and its original's ack did not arrive
 came before
 it was delayed, and fell due near a    ``moved``: the broker moves such messages from queue to queue at least once,
@@ -144,10 +144,7 @@ class Custody:
         self._rejected: set[str] = set()  # and not delivered since
         self._delivered: set[str] = set()
         self._fault_at = -math.inf
-        self._fault_count = 0
-        self._resent: dict[
-            str, int
-        ] = {}  # deliveries that were marked as sent again, as far as faults account for them
+        self._resent: set[tuple[str, int]] = set()  # attempts to send again of which a copy came
         self.unmatched = 0  #: settlements begun of what the settling actor did not hold
 
     def published(self, event: Event) -> None:
@@ -168,8 +165,8 @@ class Custody:
         """Note a delivery. Returns the cause of a further one, ``None`` of the first."""
         cause = None
         self._rejected.discard(id)
-        if event.resent and (marked := self._resent.get(id, 0)) <= self._fault_count:
-            self._resent[id] = marked + 1
+        if event.resent and (id, event.resent) not in self._resent:
+            self._resent.add((id, event.resent))
             self._add_spare(id, 1, event.queue)
         if self._fault_at > -math.inf and "copied_from" in event.detail:
             self._copies[id] = self._copies.get(id, 0) + 1
@@ -281,7 +278,6 @@ class Custody:
             return 0, 0
         if kind not in (Fault.CLOSE, Fault.LEASE):
             self._fault_at = event.at
-            self._fault_count += 1
         if kind is Fault.SERVER_KILL:
             self._kills.append(event.at)
         self._faults[kind, target, event.id] = cause

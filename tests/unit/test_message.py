@@ -62,7 +62,7 @@ def test_a_received_message_says_what_travelled() -> None:
     assert (message.priority, message.group_id, message.dedup_id) == (3, "g", "d")
     assert (message.sent_at, message.expires_at) == (1000.0, 1060.0)
     assert (message.dead_letter_origin, message.dead_letter_reason, message.dead_letter_count) == ("jobs", "bad", 5)
-    assert (message.failures, message.resent) == (2, True)
+    assert (message.failures, message.resent, message.resent_count) == (2, True, 1)
     assert repr(message) == "ReceivedMessage(id='m1', content_type='application/json', 7 bytes)"
 
 

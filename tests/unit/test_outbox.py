@@ -154,10 +154,43 @@ class TestFates:
         put(outbox, hasty, patient)
         outbox.hand_over(session)
         put(outbox, behind)
-        outbox.hand_over(session)
+        while outbox:
+            outbox.hand_over(session)
         assert session.sent_ids == ["a", "b", "c"]
         unknown = isinstance(error, OutcomeUnknownError)
         assert [message.trail.resent for _, message in session.sent] == [unknown, unknown, 0]
+
+    def test_a_broker_that_is_slow_gets_no_message_at_each_deadline_of_its_neighbours(
+        self, outbox: Outbox, clock: ManualClock
+    ) -> None:
+        attempts: list[tuple[list[str], float]] = []
+
+        def slow(name: str, batch: Any, timeout: float) -> Any:
+            attempts.append(([message.id for message in batch], round(timeout, 3)))
+            clock.advance(timeout)
+            return all_unknown(name, batch, timeout)
+
+        session, many = FakeSession(), [parcel(f"{number:02}", deadline=0.5 + number / 10) for number in range(11)]
+        session.on("send", *[slow] * 20)
+        put(outbox, *many)
+        while outbox:
+            outbox.hand_over(session)
+        assert attempts[0] == ([one.outgoing.id for one in many], 0.5)
+        assert all(error_of(one).fate is Fate.UNKNOWN for one in many)
+        again = [id for ids, _ in attempts[1:] for id in ids]
+        assert sorted(again) == sorted(set(again)), "once more each, at the most"
+        assert session.sent == []
+
+    def test_once_it_answers_everything_goes_together_again(self, outbox: Outbox) -> None:
+        session, two = FakeSession(), [parcel("a", deadline=1.0), parcel("b", deadline=9.0)]
+        session.on("send", all_unknown)
+        put(outbox, *two)
+        for _ in range(3):
+            outbox.hand_over(session)
+        assert all(one.future.done() for one in two)
+        put(outbox, parcel("c", deadline=1.0), parcel("d", deadline=9.0))
+        outbox.hand_over(session)
+        assert [len(call[1]) for call in session.named("send")] == [2, 1, 1, 2]
 
     @pytest.mark.parametrize("later", [RefusedError("no"), NotSentError("no"), UnroutableError("no")])
     def test_once_unknown_stays_unknown(self, outbox: Outbox, clock: ManualClock, later: MQError) -> None:

@@ -129,7 +129,7 @@ def note_delivery(ledger: Ledger, delivery: Delivery) -> str | None:
         group=message.group_id,
         count=delivery.delivery_count,
         redelivered=delivery.redelivered,
-        resent=int(message.resent),
+        resent=message.resent_count,
         detail={"copied_from": message.copied_from} if message.copied_from is not None else {},
     )
     return id
