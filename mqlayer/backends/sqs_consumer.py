@@ -315,12 +315,11 @@ class Consumer:
             self._returns.note(held.url, held.message_id, failed=type(verdict) is Nack)
 
     def _carry_out(self, deletes: list[Change], changes: list[Change], deadline: float) -> dict[int, MQError]:
-        parts = parts_of(deletes)
-        jobs: list[tuple[list[Change], Request[Failures]]] = []
-        for part in parts:
-            jobs.append((part, self._requests.start(lambda part=part: delete(self._service, part))))  # type: ignore[misc]
-        for part in parts_of(changes):
-            jobs.append((part, self._requests.start(lambda part=part: change_visibility(self._service, part))))  # type: ignore[misc]
+        def begin(call: Callable[[Service, Sequence[Change]], Failures], part: list[Change]) -> Request[Failures]:
+            return self._requests.start(lambda: call(self._service, part))
+
+        jobs = [(part, begin(delete, part)) for part in parts_of(deletes)]
+        jobs += [(part, begin(change_visibility, part)) for part in parts_of(changes)]
         self._requests.wait([request for _, request in jobs], deadline)
         failures: dict[int, MQError] = {}
         for part, request in jobs:
