@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mqlayer.backends.sqs_held import Change, Held, Token, change_visibility, delete, give_back, parts_of
+from mqlayer.backends.sqs_held import Change, Held, Token, change_visibility, copy_back, delete, give_back, parts_of
 from mqlayer.backends.sqs_orphans import Orphans
 from mqlayer.backends.sqs_requests import Request, Requests, State
 from mqlayer.backends.sqs_returns import Returns
@@ -223,8 +223,15 @@ class Consumer:
         if not taken:
             taker = self._orphans.taker(subscription.url)
             if taker is None or not taker.adopt(came, helds):
-                give_back(self._service, helds, self._clock.monotonic, self._left_over, self._returns)
+                self._give_back(came, helds)
         self._orphans.ended(request)
+
+    def _give_back(self, came: "Sequence[MessageTypeDef]", helds: Sequence[Held]) -> None:
+        now = self._clock.monotonic
+        if self._fifo:  # by visibility alone, for a copy would lose its place
+            give_back(self._service, helds, now, self._left_over, self._returns)
+        else:
+            copy_back(self._service, came, helds, now, self._left_over)
 
     def adopt(self, came: "Sequence[MessageTypeDef]", helds: Sequence[Held]) -> bool:
         """Take over what another's poll brought too late; ``False``: this consumer has ended, too."""
