@@ -50,6 +50,7 @@ class ProfileName(Enum):
     RABBITMQ = "rabbitmq"
     RABBITMQ_CLASSIC = "rabbitmq-classic"
     SQS = "sqs"
+    SQS_FIFO = "sqs-fifo"
     ACTIVEMQ = "activemq"
 
 
@@ -64,13 +65,14 @@ class Profile:
         text_max_bytes: Of an id, a content type, a correlation id and a reply address.
         header_name_max_bytes: The same of a header's name.
         header_max_bytes: Of a header's name and value together.
+        name_chars_max: Of the name by which SQS knows the queue: letters, digits, ``-`` and ``_`` are themselves there, a
+            dot is three characters and any other byte four.
+        name_suffix: At the end of every such name; a queue's own may not end with ``.fifo``.
         headers_max: How many headers a message may have.
         reserved_headers: Names that the broker writes or acts on; one that ends in ``*`` is a prefix.
         reserved_as_written: Only these spellings; otherwise they stand in small letters for any.
         integers_64_bit: Larger whole numbers cannot travel.
-        size_counts_headers: ``body_max_bytes`` is of body and headers together.
-        fifo_suffix: Queues with this suffix keep order and know groups and deduplication but no delay of one message;
-            other queues know neither.
+        size_max_bytes: Of body and headers together.
         delays_topics: What is published to a topic can be delayed.
         approximate_stats: Counts are estimates.
         stats: What the broker tells of a queue.
@@ -82,14 +84,15 @@ class Profile:
     reserved_names: tuple[str, ...] = ()
     name_breaks: bool = True
     text_max_bytes: int | None = None
+    name_chars_max: int | None = None
+    name_suffix: str = ""
     header_name_max_bytes: int | None = None
     header_max_bytes: int | None = None
     headers_max: int | None = None
     reserved_headers: tuple[str, ...] = ()
     reserved_as_written: bool = False
     integers_64_bit: bool = True
-    size_counts_headers: bool = False
-    fifo_suffix: str | None = None
+    size_max_bytes: int | None = None
     delays_topics: bool = True
     approximate_stats: bool = False
     stats: tuple[str, ...] = ("ready", "in_flight", "delayed")
@@ -145,6 +148,35 @@ _RABBITMQ = Profile(
     options=("dead_letter", "temporary", "ordered"),
 )
 
+# https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-messages.html and quotas-queues
+_SQS = Profile(
+    capabilities=replace(
+        MEMORY,
+        ordered=False,  # a standard queue makes its best effort; a FIFO queue orders groups, not itself
+        compares_queues=False,
+        priority=_NOT,
+        ttl=_NOT,  # retention is the queue's, not the message's
+        group_id=_NOT,
+        dedup_id=_NOT,
+        dedup_window=None,
+        dead_letter=_NOT,  # a redrive policy would count receives, not failures; it is not used
+        topics=_NOT,
+        peek=_NOT,
+        nack=_NOT,  # a changed visibility records no failure
+        release=_NOT,  # … and each receive counts
+        forward=_NOT,
+        delay_max=15 * MINUTES,  # "Message timer … The maximum is 15 minutes"
+        lease_max=12 * HOURS,
+        body_max_bytes=MIB - 16 * 1024,  # 16 KiB of a message are kept for headers and mqlayer's own fields
+    ),
+    name_chars_max=80,
+    # Whatever has no attribute of its own (there are ten, with names and values of few kinds) travels in a common one
+    integers_64_bit=False,
+    size_max_bytes=MIB,  # 1,048,576 bytes since 2025-08 (256 KiB before), attributes included
+    approximate_stats=True,
+    options=("temporary",),
+)
+
 PROFILES: Mapping[ProfileName, Profile] = {
     ProfileName.RABBITMQ: _RABBITMQ,
     ProfileName.RABBITMQ_CLASSIC: replace(
@@ -154,36 +186,22 @@ PROFILES: Mapping[ProfileName, Profile] = {
             _QUORUM, counts=Counts.NOTHING, delivery_count=_NOT, priority=_NATIVE, release=_NATIVE, ordered=True
         ),
     ),
-    # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-messages.html and quotas-queues
-    ProfileName.SQS: Profile(
+    ProfileName.SQS: _SQS,
+    ProfileName.SQS_FIFO: replace(
+        _SQS,
         capabilities=replace(
-            MEMORY,
-            ordered=False,  # a standard queue makes its best effort
-            compares_queues=False,
-            priority=_NOT,
-            ttl=_NOT,  # retention is the queue's, not the message's
-            dead_letter=_NOT,  # a redrive policy would count receives, not failures; it is not used
-            topics=_NOT,
-            peek=_NOT,
-            nack=_NOT,  # a changed visibility records no failure
-            release=_NOT,  # … and each receive counts
-            forward=_NOT,
-            delay_max=15 * MINUTES,  # "Message timer … The maximum is 15 minutes"
-            nack_delay_max=12 * HOURS,  # "Message visibility timeout … The maximum is 12 hours"
-            lease_max=12 * HOURS,
+            _SQS.capabilities,
+            delay=_NOT,  # "FIFO queues don't support per-message delays"
+            delay_max=None,
+            group_id=_NATIVE,
+            dedup_id=_NATIVE,
             dedup_window=5 * MINUTES,  # using-messagededuplicationid-property.html
-            body_max_bytes=MIB,  # 1,048,576 bytes since 2025-08 (256 KiB before), attributes included
-            batch_max=10,  # "A single message batch request can include a maximum of 10 messages"
+            nack=_NATIVE,  # by visibility, in the group's order; what visibility does not record is remembered
+            release=_NATIVE,
+            returns_count=True,
+            nack_delay_max=11 * HOURS,  # "Message visibility timeout … The maximum is 12 hours", from the delivery on
         ),
-        name_max_bytes=80,
-        header_name_max_bytes=256,  # sqs-message-metadata.html: "up to 256 characters"
-        headers_max=10,  # "A message can contain up to 10 metadata attributes"
-        reserved_headers=("aws.*", "amazon.*"),  # sqs-message-metadata.html: must not start with these, in any case
-        integers_64_bit=False,  # a Number has 38 digits
-        size_counts_headers=True,
-        fifo_suffix=".fifo",
-        approximate_stats=True,
-        options=("temporary",),
+        name_suffix=".fifo",
     ),
     # https://activemq.apache.org/components/classic/documentation/stomp
     ProfileName.ACTIVEMQ: Profile(
@@ -236,14 +254,37 @@ def check_name(profile: Profile | None, name: str) -> None:
         size = len(name.encode())
     except UnicodeEncodeError as exc:
         raise ArgumentError(f"the queue's name {name!r} is not valid Unicode: {exc.reason}") from exc
-    if profile is not None and profile.name_max_bytes is not None and size > profile.name_max_bytes:
+    if profile is None:
+        return
+    if profile.name_max_bytes is not None and size > profile.name_max_bytes:
         raise ArgumentError(
             f"queue {name[:20]!r}…: the name has {size} bytes, and the broker takes {profile.name_max_bytes}"
         )
-    if profile is not None and name.startswith(profile.reserved_names):
+    if name.startswith(profile.reserved_names):
         raise ArgumentError(f"queue {name[:80]!r}: the broker keeps such names for itself")
-    if profile is not None and not profile.name_breaks and ("\n" in name or "\r" in name):
+    if not profile.name_breaks and ("\n" in name or "\r" in name):
         raise ArgumentError(f"queue {name[:80]!r}: a name has no line breaks")
+    if profile.name_chars_max is not None:
+        if name.endswith(".fifo"):
+            raise ArgumentError(
+                f"queue {name!r} is a FIFO queue of SQS: leave .fifo out, and take the sqs-fifo profile"
+            )
+        chars = _escaped_chars(name) + len(profile.name_suffix)
+        if chars > profile.name_chars_max:
+            raise ArgumentError(f"queue {name[:20]!r}…: SQS's name has {chars} characters of {profile.name_chars_max}")
+
+
+def _escaped_chars(name: str) -> int:
+    """The length of the name by which SQS knows a queue."""
+    chars = 0
+    for place, char in enumerate(name):
+        if char == ".":
+            chars += 3
+        elif char.isascii() and (char.isalnum() or char in "-_") and name[place : place + 2] != "_-":
+            chars += 1
+        else:
+            chars += 4 * len(char.encode())
+    return chars
 
 
 def stored_options(profile: Profile, options: QueueOptions) -> QueueOptions:
@@ -267,19 +308,17 @@ def refusal(profile: Profile, queue: str | None, message: Outgoing) -> MQError |
 
 def _unsupported(profile: Profile, queue: str | None, message: Outgoing) -> MQError | None:
     can = profile.capabilities
-    fifo = profile.fifo_suffix is None or (queue is not None and queue.endswith(profile.fifo_suffix))
     asked = {
         "priority": (message.priority is not None, can.priority is _NATIVE),
-        "group_id": (message.group_id is not None, can.group_id is _NATIVE and fifo),
-        "dedup_id": (message.dedup_id is not None, can.dedup_id is _NATIVE and fifo),
-        "delay": (message.delay > 0, can.delay is _NATIVE and not (profile.fifo_suffix is not None and fifo)),
+        "group_id": (message.group_id is not None, can.group_id is _NATIVE),
+        "dedup_id": (message.dedup_id is not None, can.dedup_id is _NATIVE),
+        "delay": (message.delay > 0, can.delay is _NATIVE),
     }
     if queue is None and message.delay > 0 and not profile.delays_topics:
         return UnsupportedError("the broker cannot delay what is published to a topic")
     for name, (wanted, has) in asked.items():
         if wanted and not has:
-            hint = f" (only names that end in {profile.fifo_suffix!r} know groups, and those no delay)"
-            return UnsupportedError(f"{name} is unsupported on {queue!r}{hint if profile.fifo_suffix else ''}")
+            return UnsupportedError(f"{name} is unsupported on {queue!r}")
     if can.delay_max is not None and message.delay > can.delay_max:
         return RefusedError(
             f"delay={message.delay} is longer than the broker's {can.delay_max} s", message_id=message.id
@@ -319,7 +358,8 @@ def _bad_header(profile: Profile, message: Outgoing) -> HeaderError | None:
 def _too_large(profile: Profile, message: Outgoing) -> MessageTooLargeError | None:
     most = profile.capabilities.body_max_bytes
     size = len(message.body)
-    if profile.size_counts_headers:
+    if profile.size_max_bytes is not None:
+        most = profile.size_max_bytes
         size += sum(len(name.encode()) + _size(value) for name, value in message.headers.items())
     if most is None or size <= most:
         return None

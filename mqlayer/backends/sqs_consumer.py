@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mqlayer.backends.sqs_held import Change, Held, Token, change_visibility, delete, give_back, parts_of
+from mqlayer.backends.sqs_held import Change, Held, Token, change_visibility, copy_back, delete, give_back, parts_of
 from mqlayer.backends.sqs_orphans import Orphans
 from mqlayer.backends.sqs_requests import Request, Requests, State
 from mqlayer.backends.sqs_returns import Returns
@@ -223,8 +223,15 @@ class Consumer:
         if not taken:
             taker = self._orphans.taker(subscription.url)
             if taker is None or not taker.adopt(came, helds):
-                give_back(self._service, helds, self._clock.monotonic, self._left_over, self._returns)
+                self._give_back(came, helds)
         self._orphans.ended(request)
+
+    def _give_back(self, came: "Sequence[MessageTypeDef]", helds: Sequence[Held]) -> None:
+        now = self._clock.monotonic
+        if self._fifo:  # by visibility alone, for a copy would lose its place
+            give_back(self._service, helds, now, self._left_over, self._returns)
+        else:
+            copy_back(self._service, came, helds, now, self._left_over)
 
     def adopt(self, came: "Sequence[MessageTypeDef]", helds: Sequence[Held]) -> bool:
         """Take over what another's poll brought too late; ``False``: this consumer has ended, too."""
@@ -315,12 +322,11 @@ class Consumer:
             self._returns.note(held.url, held.message_id, failed=type(verdict) is Nack)
 
     def _carry_out(self, deletes: list[Change], changes: list[Change], deadline: float) -> dict[int, MQError]:
-        parts = parts_of(deletes)
-        jobs: list[tuple[list[Change], Request[Failures]]] = []
-        for part in parts:
-            jobs.append((part, self._requests.start(lambda part=part: delete(self._service, part))))  # type: ignore[misc]
-        for part in parts_of(changes):
-            jobs.append((part, self._requests.start(lambda part=part: change_visibility(self._service, part))))  # type: ignore[misc]
+        def begin(call: Callable[[Service, Sequence[Change]], Failures], part: list[Change]) -> Request[Failures]:
+            return self._requests.start(lambda: call(self._service, part))
+
+        jobs = [(part, begin(delete, part)) for part in parts_of(deletes)]
+        jobs += [(part, begin(change_visibility, part)) for part in parts_of(changes)]
         self._requests.wait([request for _, request in jobs], deadline)
         failures: dict[int, MQError] = {}
         for part, request in jobs:

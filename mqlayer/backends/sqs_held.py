@@ -5,7 +5,7 @@ delivery that is deleted or handed over again. So nothing is asked once the leas
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,9 +15,10 @@ from mqlayer.backends.sqs_wire import BATCH_MAX, LEASE_MAX
 from mqlayer.driver import Failures
 from mqlayer.errors import ArgumentError, MQError, OutcomeUnknownError, StaleDeliveryError, ThrottledError
 
-__all__ = ["Change", "Held", "Token", "change_visibility", "delete", "give_back", "parts_of"]
+__all__ = ["Change", "Held", "Token", "change_visibility", "copy_back", "delete", "give_back", "parts_of"]
 
 MARGIN = 0.05  #: the part of a lease before its end in which nothing is asked any more
+COPY_MAX_CHARS = 20_000  #: of a body: ten of them, with their headers, are one request
 MARGIN_MAX = 1.0  #: … in seconds at the most
 log = logging.getLogger("mqlayer")
 
@@ -106,6 +107,42 @@ def _failures(failed: Iterable[Any], done: Iterable[Any], part: Sequence[Change]
             error = StaleDeliveryError(str(error))
         failures[int(entry["Id"])] = error
     return failures
+
+
+def copy_back(
+    service: Service,
+    came: Sequence[Mapping[str, Any]],
+    helds: Sequence[Held],
+    now: Callable[[], float],
+    left_over: Callable[[list[Held]], None],
+) -> None:
+    """What nobody saw goes back to a standard queue: as a copy, which SQS counts from the beginning, if this was its
+    first delivery; else by visibility. Twice is allowed, lost is not."""
+    fresh = [
+        place
+        for place, one in enumerate(came)
+        if one.get("Attributes", {}).get("ApproximateReceiveCount") == "1" and len(one["Body"]) < COPY_MAX_CHARS
+    ]
+    copied: set[int] = set()
+    if fresh:
+        what = f"giving back deliveries of {helds[0].queue!r}"
+        entries: Any = [
+            {
+                "Id": str(place),
+                "MessageBody": came[place]["Body"],
+                "MessageAttributes": came[place].get("MessageAttributes", {}),
+            }
+            for place in fresh
+        ]
+        url = helds[0].url
+        try:
+            answer = translated(what, lambda: service.client.send_message_batch(QueueUrl=url, Entries=entries))
+            copied = {int(done["Id"]) for done in answer.get("Successful", ())}
+            for part in parts_of(Change(place, helds[place], 0) for place in sorted(copied)):
+                delete(service, part)
+        except MQError as error:
+            log.debug("%s: %s", what, error)  # they go back by visibility, or when their lease ends
+    give_back(service, [held for place, held in enumerate(helds) if place not in copied], now, left_over)
 
 
 def give_back(

@@ -72,7 +72,7 @@ def capabilities(*, fifo: bool, size_max: int) -> Capabilities:
         nack=only_fifo,
         release=only_fifo,
         forward=unsupported,
-        returns_count=True,
+        returns_count=fifo,
         delay_max=None if fifo else DELAY_MAX,
         nack_delay_max=NACK_DELAY_MAX if fifo else None,
         lease_max=LEASE_MAX,

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from mqlayer.codec import from_headers, to_headers
 from mqlayer.driver import NO_TRAIL, HeaderValue, Outgoing
-from mqlayer.errors import ArgumentError, MessageTooLargeError, UnsupportedError
+from mqlayer.errors import ArgumentError, MessageTooLargeError, RefusedError, UnsupportedError
 
 __all__ = [
     "BATCH_MAX",
@@ -141,8 +141,8 @@ def entry_of(place: int, message: Outgoing, *, fifo: bool, size_max: int) -> Ent
     """A message as ``SendMessageBatch`` takes it.
 
     Raises:
-        UnsupportedError: a delay on a FIFO queue, or a group on one that is none.
-        MessageTooLargeError: with its headers it is larger than SQS takes.
+        UnsupportedError: a delay on a FIFO queue, or deduplication on one that is none.
+        RefusedError: a delay longer than SQS's. MessageTooLargeError: with its headers it is larger than SQS takes.
     """
     attributes, text = _attributes_of(message)
     request: dict[str, Any] = {"Id": str(place), "MessageBody": text, "MessageAttributes": attributes}
@@ -151,10 +151,15 @@ def entry_of(place: int, message: Outgoing, *, fifo: bool, size_max: int) -> Ent
             raise UnsupportedError("SQS cannot delay a message of a FIFO queue")
         request["MessageGroupId"] = _group_of(message)
         request["MessageDeduplicationId"] = _dedup_of(message)
-    elif message.group_id is not None or message.dedup_id is not None:
-        raise UnsupportedError("groups and deduplication are for FIFO queues: sqs://…?fifo=true")
-    elif message.delay:
-        request["DelaySeconds"] = min(whole_seconds(message.delay), int(DELAY_MAX))
+    else:
+        if message.dedup_id is not None:
+            raise UnsupportedError("deduplication is for FIFO queues: sqs://…?fifo=true")
+        if message.delay > DELAY_MAX:
+            raise RefusedError(f"delay={message.delay} is longer than SQS's {DELAY_MAX:g} s", message_id=message.id)
+        if message.delay:
+            request["DelaySeconds"] = whole_seconds(message.delay)
+        if message.group_id is not None:  # of a fair queue, which others may fill: a copy keeps it. It orders nothing
+            request["MessageGroupId"] = _group_of(message)
     size = len(text) if text.isascii() else len(text.encode())
     for name, attribute in attributes.items():
         value = attribute.get("BinaryValue") or attribute["StringValue"]
@@ -163,7 +168,7 @@ def entry_of(place: int, message: Outgoing, *, fifo: bool, size_max: int) -> Ent
     if size > size_max:
         text = f"the message has {size} bytes with its headers; SQS takes {size_max}"
         raise MessageTooLargeError(text, message_id=message.id)
-    return Entry(place, request, size, message.group_id)
+    return Entry(place, request, size, message.group_id if fifo else None)
 
 
 def whole_seconds(seconds: float) -> int:

@@ -35,6 +35,7 @@ from mqlayer.errors import (
     QueueNotFoundError,
     RequestTimeoutError,
     StaleDeliveryError,
+    ThrottledError,
     UsageError,
 )
 from mqlayer.layers.attempts import Attempts, in_parts, not_sent
@@ -83,6 +84,8 @@ class Reconnecting:
         self._pause = threading.Condition(self._pause_lock)
         self._attempts = 0
         self._retry_at = 0.0
+        self._quiet_until = 0.0  #: monotonic seconds before which a broker that is too busy is asked for no delivery
+        self._early: Sequence[Incoming] = ()  # came with a look at the connection: the next receive hands them over
         # What a new connection has to be told. A queue that was only checked is not created behind the user's back.
         self._declared: dict[str, QueueOptions] = {}
         self._bound: dict[tuple[str, str | None], str] = {}  # → the name that the caller knows
@@ -155,11 +158,19 @@ class Reconnecting:
             finally:
                 self._woken = False
             return ()  # what arrived with the subscription is there at the next call, and the caller's clock moved on
+        if self._clock.monotonic() < self._quiet_until:
+            return self._rest(timeout)
         try:
-            got = session.receive(limit, timeout)
+            got = self._early or session.receive(limit, timeout)
+            self._early = ()
         except ConnectionLostError as lost:
             self._drop(session, lost)
             return ()
+        except ThrottledError as busy:
+            self._slow_down(busy)
+            return self._rest(timeout)
+        if got:
+            self._attempts = 0
         if self._queue_now and got:
             known = {now: name for name, now in self._queue_now.items()}
             return [incoming._replace(queue=known.get(incoming.queue, incoming.queue)) for incoming in got]
@@ -171,16 +182,30 @@ class Reconnecting:
             return {index: _stale(verdict) for index, verdict in enumerate(verdicts)}
         if self._queue_now:
             verdicts = [self._renamed(verdict) for verdict in verdicts]
+        deadline = self._clock.monotonic() + timeout
+        failures = self._settle(session, verdicts, timeout)
+        # What the broker was too busy for was not carried out: asked again, while there is time.
+        while self._session is session and self._clock.monotonic() < deadline:
+            busy = [place for place, error in failures.items() if isinstance(error, ThrottledError)]
+            if not busy or self._ended:
+                break
+            self._back_off(deadline)
+            left = max(deadline - self._clock.monotonic(), 0.0)
+            again = self._settle(session, [verdicts[place] for place in busy], left)
+            failures = {place: error for place, error in failures.items() if place not in busy}
+            failures |= {busy[index]: error for index, error in again.items()}
+        return failures
+
+    def _settle(self, session: Session, verdicts: Sequence[Verdict], timeout: float) -> dict[int, MQError]:
         try:
             failures = session.settle(verdicts, timeout)
-        except ConnectionLostError as lost:
-            self._drop(session, lost)
+        except ConnectionLostError as error:
+            self._drop(session, error)
             return {index: _stale(verdict) for index, verdict in enumerate(verdicts)}
-        for error in failures.values():
-            if isinstance(error, ConnectionLostError):
-                self._drop(session, error)
-                break
-        return failures
+        lost = next((error for error in failures.values() if isinstance(error, ConnectionLostError)), None)
+        if lost is not None:
+            self._drop(session, lost)
+        return dict(failures)
 
     def _renamed(self, verdict: Verdict) -> Verdict:
         """The verdict with the names that temporary queues have on this connection."""
@@ -249,7 +274,7 @@ class Reconnecting:
         session = self._session
         if session is not None:
             try:
-                session.receive(0, 0.0)
+                self._early = [*self._early, *session.receive(0, 0.0)]  # what was asked for before may come now
             except ConnectionLostError as error:
                 self._drop(session, error)
             except MQError as error:
@@ -292,6 +317,10 @@ class Reconnecting:
                 self._drop(session, error)
                 if self._ended or self._clock.monotonic() >= deadline:
                     raise
+            except ThrottledError:
+                if self._ended or self._clock.monotonic() >= deadline:
+                    raise
+                self._back_off(deadline)
 
     def _try_to_connect(self, timeout: float) -> None:
         """When the next attempt is due within *timeout*, make it; ``wake`` ends the wait for it."""
@@ -366,6 +395,7 @@ class Reconnecting:
 
     def _drop(self, session: Session, error: MQError) -> None:
         """The connection has ended: what it held is the broker's again."""
+        self._early = ()
         if self._session is session:
             self._session = None
         self._note(error)
@@ -383,6 +413,18 @@ class Reconnecting:
             pause = self._pause_after(self._attempts, random.random())
             self._attempts += 1
             self._wait_until(min(self._clock.monotonic() + pause, deadline), interruptible=False)
+
+    def _slow_down(self, busy: ThrottledError) -> None:
+        pause = self._pause_after(self._attempts, random.random())
+        self._attempts += 1
+        self._quiet_until = self._clock.monotonic() + pause
+        log.warning("receiving pauses for %.1f s: %s", pause, busy)
+
+    def _rest(self, timeout: float) -> Sequence[Incoming]:
+        """Nothing, when the pause or *timeout* is over, or at a ``wake``."""
+        self._wait_until(min(self._quiet_until, self._clock.monotonic() + timeout), interruptible=True)
+        self._woken = False
+        return ()
 
     def _wait_until(self, when: float, interruptible: bool) -> bool:
         """Wait; False if this has ended, or if woken before, where that counts."""

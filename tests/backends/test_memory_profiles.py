@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from memory_sessions import PLAIN, T, holds, ids, messages, nobody, open_backend, open_session
+from memory_sessions import PLAIN, T, ids, messages, nobody, open_backend, open_session
 
 from mqlayer.backends.memory_profiles import ProfileName
 from mqlayer.clock import ManualClock
@@ -58,6 +58,8 @@ def profile(request: pytest.FixtureRequest) -> str:
         ("sqs", {"priority": 3}, UnsupportedError),
         ("sqs", {"group_id": "g"}, UnsupportedError),
         ("sqs", {"dedup_id": "d"}, UnsupportedError),
+        ("sqs-fifo", {"group_id": "g", "dedup_id": "d"}, None),
+        ("sqs-fifo", {"delay": 1.0}, UnsupportedError),
         ("sqs", {"body": bytes(MIB)}, None),
         ("sqs", {"body": bytes(MIB + 1)}, MessageTooLargeError),
         ("sqs", {"body": bytes(MIB - 1), "headers": {"a": ""}}, None),
@@ -98,9 +100,8 @@ def test_a_profile_refuses_what_the_broker_refuses(
         ("rabbitmq", {"n": 2**63}, True),
         ("rabbitmq", {"n": -(2**63) - 1}, True),
         ("sqs", {"n": 2**63}, False),
-        ("sqs", {"AWS.trace": "x"}, True),
-        ("sqs", {str(n): 1 for n in range(10)}, False),
-        ("sqs", {str(n): 1 for n in range(11)}, True),
+        ("sqs", {"AWS.trace": "x"}, False),
+        ("sqs", {str(n): 1 for n in range(64)}, False),
         ("activemq", {"destination": "x"}, True),
         ("activemq", {"AMQ_SCHEDULED_CRON": "x"}, True),
         ("activemq", {"JMSXGroupID": "x"}, True),
@@ -114,24 +115,7 @@ def test_a_profile_refuses_headers_that_are_the_brokers(
     assert isinstance(failures.get(0), HeaderError) is refused
 
 
-@pytest.mark.parametrize(("queue", "knows_groups"), [("orders.fifo", True), ("orders", False)])
-def test_sqs_knows_groups_only_in_fifo_queues_and_no_delay_there(queue: str, knows_groups: bool) -> None:
-    session = open_session("memory://?profile=sqs", queue=queue)
-    outcomes = [
-        session.send(queue, [message], T).get(0)
-        for message in (
-            Outgoing("a", b"", group_id="g", dedup_id="d"),
-            Outgoing("b", b"", group_id="g", dedup_id="d"),
-            Outgoing("c", b"", delay=1.0),
-        )
-    ]
-    assert [isinstance(outcome, UnsupportedError) for outcome in outcomes] == [not knows_groups] * 2 + [knows_groups]
-    assert session.stats(queue, T) == holds(*((1, 0, 0) if knows_groups else (0, 0, 1)), approximate=True)
-
-
-@pytest.mark.parametrize(
-    ("profile", "longest"), [("rabbitmq", 255), ("rabbitmq-classic", 255), ("sqs", 80), ("activemq", 1024)]
-)
+@pytest.mark.parametrize(("profile", "longest"), [("rabbitmq", 255), ("rabbitmq-classic", 255), ("activemq", 1024)])
 def test_a_profile_bounds_names_in_bytes(profile: str, longest: int) -> None:
     session = open_session(f"memory://?profile={profile}")
     session.declare("n" * longest, PLAIN, Declare.ENSURE, T)
@@ -148,12 +132,20 @@ def test_rabbitmq_takes_no_name_of_its_own_and_none_of_two_lines(profile: str, n
     open_session("memory://").declare(name, PLAIN, Declare.ENSURE, T)
 
 
-def test_sqs_takes_and_gives_ten_at_once() -> None:
-    session = open_session("memory://?profile=sqs")
-    assert set(session.send("q", messages(*map(str, range(11))), T)) == set(range(11))
-    for _ in range(2):
-        assert session.send("q", messages(*map(str, range(10))), T) == {}
-    assert len(session.receive(100, 0.0)) == 10
+@pytest.mark.parametrize(
+    ("profile", "taken", "refused"),
+    [
+        ("sqs", ["n" * 80, "a." * 20, "é" * 10], ["n" * 81, "a." * 21, "é" * 11, "_-" * 17, "orders.fifo"]),
+        ("sqs-fifo", ["n" * 75], ["n" * 76, "orders.fifo"]),
+    ],
+)
+def test_sqs_bounds_the_names_that_it_knows_queues_by(profile: str, taken: list[str], refused: list[str]) -> None:
+    session = open_session(f"memory://?profile={profile}")
+    for name in taken:
+        session.declare(name, PLAIN, Declare.ENSURE, T)
+    for name in refused:
+        with pytest.raises(ArgumentError):
+            session.declare(name, PLAIN, Declare.ENSURE, T)
 
 
 @pytest.mark.parametrize(
@@ -190,6 +182,7 @@ def test_rabbitmq_has_no_leases_but_a_consumer_timeout() -> None:
         ("rabbitmq", (2, True)),
         ("rabbitmq-classic", (None, True)),
         ("sqs", (2, True)),
+        ("sqs-fifo", (2, True)),
         ("activemq", (None, True)),
     ],
 )
@@ -292,6 +285,13 @@ def test_the_profile_of_rabbitmq_is_what_its_backend_says_but_for_durability(kin
     name = "rabbitmq" if kind == "quorum" else "rabbitmq-classic"
     ours = open_session(f"memory://?profile={name}").capabilities
     assert ours == replace(rabbitmq.capabilities(kind, "3.10.8"), durable=False)
+
+
+@pytest.mark.parametrize("kind", ["standard", "fifo"])
+def test_the_profile_of_sqs_is_what_its_backend_says_but_for_durability(kind: str) -> None:
+    sqs = pytest.importorskip("mqlayer.backends.sqs_session")
+    ours = open_session("memory://?profile=sqs" if kind == "standard" else "memory://?profile=sqs-fifo").capabilities
+    assert ours == replace(sqs.capabilities(fifo=kind == "fifo", size_max=MIB), durable=False)
 
 
 @pytest.mark.parametrize("profile", ["rabbitmq", "rabbitmq-classic"])

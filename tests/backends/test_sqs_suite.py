@@ -1,0 +1,12 @@
+"""The durability suite over ``sqs://``, on ElasticMQ."""
+
+from mqlayer.testing.harnesses import SQSElasticMQ, SQSElasticMQFifo
+from mqlayer.testing.suite import DurabilitySuite
+
+
+class TestSQSElasticMQ(DurabilitySuite):
+    harness = SQSElasticMQ()
+
+
+class TestSQSElasticMQFifo(DurabilitySuite):
+    harness = SQSElasticMQFifo()
