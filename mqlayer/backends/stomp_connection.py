@@ -67,19 +67,27 @@ class Answer:
     Attributes:
         done: The receipt came.
         error: Or an ERROR frame that names it: why it was refused.
-        begins, ends: Where its bytes are in all that was ever written.
+        stray: An ERROR frame that names nothing came before it: why something in its transaction was refused.
+        covers: How many frames of a transaction, which have no receipts of their own, it stands for.
+        begins: Where its bytes are in all that was ever written.
     """
 
-    __slots__ = ("begins", "done", "ends", "error")
+    __slots__ = ("begins", "covers", "done", "error", "stray")
 
-    def __init__(self, begins: int) -> None:
+    def __init__(self, begins: int, covers: int) -> None:
         self.done = False
         self.error: str | None = None
+        self.stray: str | None = None
+        self.covers = covers
         self.begins = begins
-        self.ends = begins
 
     def __bool__(self) -> bool:
         return self.done or self.error is not None
+
+    @property
+    def refusal(self) -> str | None:
+        """Why not all that it covers was done."""
+        return self.error or self.stray
 
 
 class _Pipe(BaseTransport):  # type: ignore[misc]  # stomp.py has no types
@@ -118,6 +126,8 @@ class Connection:
         self._offset = 0  # of the first piece: what the socket has taken of it
         self._answers: dict[str, Answer] = {}
         self._receipts = 0
+        self._stray: str | None = None
+        self._forgiven = 0  # ERROR frames that name nothing and may still come of a transaction that was refused
         self._beat = self._silence = 0.0
         self._sent_at = self._heard_at = monotonic()
         self._wake_out, self._wake_in = os.pipe()
@@ -249,20 +259,34 @@ class Connection:
         command = frame.command
         if command == "MESSAGE":
             self.on_message(frame)
-        elif command == "RECEIPT":
-            answer = self._answers.pop(frame.headers.get("receipt-id", ""), None)
-            if answer is not None:
-                answer.done = True
         elif self.connected is None:
             self.connected = frame
-        elif command == "ERROR":
-            answer = self._answers.pop(frame.headers.get("receipt-id", ""), None)
+        elif command in ("RECEIPT", "ERROR"):
+            self._take_answer(frame)
+
+    def _take_answer(self, frame: Frame) -> None:
+        answer = self._answers.pop(frame.headers.get("receipt-id", ""), None)
+        refused = frame.command == "ERROR"
+        if answer is not None:
+            answer.done, answer.error = not refused, _text_of(frame) if refused else None
+            answer.stray, self._stray = self._stray, None
+        if refused and not self.dialect.ends_on_error:
+            # ActiveMQ does not commit a transaction in which something failed (TransportConnection's
+            # forceRollbackOnlyOnFailedAsyncTransactionOp). It says so of the COMMIT, and, soon before or after, of each
+            # frame that failed, which has no receipt and so is not named.
             if answer is not None:
-                answer.error = _text_of(frame)
-            if answer is None or self.dialect.ends_on_error:
-                # "The server MUST then close the connection" (STOMP 1.2, ERROR). Of one that names no frame we do not
-                # know what failed, so everything that is on its way is unknown.
-                self._lose(f"{self.dialect.name} said: {_text_of(frame)}")
+                self._forgiven = answer.covers
+                return
+            if self._forgiven:
+                self._forgiven -= 1
+                return
+            if any(pending.covers for pending in self._answers.values()):
+                self._stray = self._stray or _text_of(frame)
+                return
+        if refused:
+            # "The server MUST then close the connection" (STOMP 1.2, ERROR). Of one that names no frame we do not know
+            # what failed, so everything that is on its way is unknown.
+            self._lose(f"{self.dialect.name} said: {_text_of(frame)}")
 
     def _flush(self) -> None:
         out = self._out
@@ -310,11 +334,11 @@ class Connection:
         """Bytes handed over that the socket has not taken."""
         return self.queued - self.written
 
-    def expect(self) -> tuple[str, Answer]:
+    def expect(self, *, covers: int = 0) -> tuple[str, Answer]:
         """A new receipt to ask for, and what the server will have said to it."""
         self._receipts += 1
         receipt = str(self._receipts)
-        answer = self._answers[receipt] = Answer(self.queued)
+        answer = self._answers[receipt] = Answer(self.queued, covers)
         return receipt, answer
 
     def forget(self, *answers: Answer) -> None:
@@ -331,8 +355,8 @@ class Connection:
         if not self.run_until(lambda: answer, deadline):
             self.forget(answer)
             raise RequestTimeoutError(f"{self.dialect.name} did not answer in time: {what}")
-        if answer.error is not None:
-            raise BrokerError(f"{self.dialect.name} refused: {what}: {answer.error}")
+        if answer.refusal is not None:
+            raise BrokerError(f"{self.dialect.name} refused: {what}: {answer.refusal}")
 
     # --- ending -------------------------------------------------------------------------------------------------------
 

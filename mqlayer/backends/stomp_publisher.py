@@ -138,7 +138,7 @@ class Publisher:
 
     def _write(self, unit: _Unit) -> None:
         connection = self._connection
-        receipt, answer = connection.expect()
+        receipt, answer = connection.expect(covers=len(unit.frames) if len(unit.frames) > 1 else 0)
         if len(unit.frames) == 1:
             connection.write(unit.frames[0].replace(_MARK_LINE, b"receipt:%s\n" % receipt.encode(), 1))
         else:
@@ -152,12 +152,18 @@ class Publisher:
             # Without its COMMIT nothing of a transaction is stored: until these bytes have left, nothing was sent.
             answer.begins = connection.queued
             connection.write(commit)
-        answer.ends = connection.queued
         unit.answer = answer
 
     def _settled(self, unit: _Unit, batch: Sequence[Outgoing], failures: dict[int, MQError]) -> list[int]:
         assert unit.answer is not None
-        if unit.answer.error is None:
+        if unit.answer.refusal is None:
+            return []
+        if unit.answer.error is None:  # committed, although something in it was refused: which, nobody says
+            self._connection.lose(
+                f"{self._connection.dialect.name} committed a part of a transaction: {unit.answer.stray}"
+            )
+            for place in unit.places:
+                failures[place] = OutcomeUnknownError(f"in doubt: {unit.answer.stray}", message_id=batch[place].id)
             return []
         if len(unit.frames) > 1:
             return unit.places

@@ -66,7 +66,7 @@ class Settler:
             groups.append((places, self._commit(name)))
         for places, answer in groups:
             self._wait(answer, deadline)
-            if answer.error is not None:  # all or nothing: one by one shows which it is
+            if answer.refusal is not None:  # all or nothing: one by one shows which it is
                 self._ack_each(places, incomings, failures, deadline)
 
     def _ack_each(
@@ -118,16 +118,16 @@ class Settler:
         if not good:
             return
         frames += [_ack(moves[place].of, name) for place in good[:-1]]
-        receipt, answer = self._connection.expect()
+        receipt, answer = self._connection.expect(covers=GROUP)
         frames.append(_ack(moves[good[-1]].of, name, receipt))
         self._begin(frames, name)
         # Only a COMMIT that is written after this answer is one of a transaction that has all its copies.
         self._wait(answer, deadline)
-        error = answer.error
+        error = answer.refusal
         if error is None:
             commit = self._commit(name)
             self._wait(commit, deadline)
-            error = commit.error
+            error = commit.refusal
         else:
             self._connection.stomp.abort(name)
         if error is None:
@@ -170,7 +170,7 @@ class Settler:
         self._connection.write(b"".join((encode("BEGIN", [("transaction", name)]), *frames)))
 
     def _commit(self, name: str) -> Answer:
-        receipt, answer = self._connection.expect()
+        receipt, answer = self._connection.expect(covers=GROUP)
         self._connection.write(encode("COMMIT", [("transaction", name), ("receipt", receipt)]))
         return answer
 

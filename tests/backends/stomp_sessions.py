@@ -1,5 +1,6 @@
 """Sessions on an ActiveMQ of the test's own, a raw stomp.py client beside them, and a server that answers as it is told."""
 
+import contextlib
 import queue
 import socket
 import threading
@@ -110,6 +111,7 @@ class Server:
         self._connected = connected
         self._listener = socket.create_server((LOOPBACK, 0))
         self.port = self._listener.getsockname()[1]
+        self._connection: socket.socket | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> "Server":
@@ -117,7 +119,10 @@ class Server:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
+        for sock in (self._listener, self._connection):
+            with contextlib.suppress(OSError):  # closed already
+                if sock is not None:
+                    sock.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._thread.join(T)
 
@@ -130,6 +135,7 @@ class Server:
                 connection, _ = self._listener.accept()
             except OSError:  # closed: the test is over
                 return
+            self._connection = connection
             with connection:
                 self._serve(connection)
 
