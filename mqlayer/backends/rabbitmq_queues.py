@@ -33,6 +33,7 @@ from mqlayer.errors import (
     SendTimeoutError,
     UnroutableError,
     UnsupportedError,
+    UsageError,
 )
 
 __all__ = ["Queues", "unsent"]
@@ -311,7 +312,7 @@ class Queues:
 
 def unsent(message: Outgoing, cause: MQError) -> MQError:
     """A message for which what it needs on the broker could not be made."""
-    if isinstance(cause, UnroutableError):
+    if isinstance(cause, (UnroutableError, UsageError)):  # a name that RabbitMQ cannot have is no better the next time
         return cause
     kind = SendTimeoutError if isinstance(cause, RequestTimeoutError) else NotSentError
     unsent = kind(f"not sent to RabbitMQ: {cause}", message_id=message.id)

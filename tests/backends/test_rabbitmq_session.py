@@ -26,6 +26,7 @@ from rabbit_sessions import (
 
 from mqlayer.driver import Ack, Declare, Nack, Outgoing, QueueOptions, Release
 from mqlayer.errors import (
+    ArgumentError,
     ConnectionLostError,
     HeaderError,
     MessageTooLargeError,
@@ -123,6 +124,7 @@ def test_a_topic_without_groups_is_no_error_and_each_group_gets_a_copy(rabbit: R
     temporary = other.bind(topic, None, T)
     assert session.publish(topic, messages("a", "b"), T) == {}
     assert failed_with(session.publish(topic, messages("late", delay=1.0), T)) == {0: UnsupportedError}
+    assert failed_with(session.publish("two\nlines", messages("a", "b"), T)) == {0: ArgumentError, 1: ArgumentError}
     assert drain(session, first) == drain(session, second) == drain(other, temporary) == ["a", "b"]
     other.close(1.0)
 
