@@ -310,7 +310,8 @@ class Session(Protocol):
 
     def receive(self, limit: int, timeout: float) -> Sequence[Incoming]:
         """Up to *limit* deliveries of the subscribed queues: as soon as one is there, else none after *timeout* or
-        after ``wake``. *limit* 0 serves the connection, without a subscription too."""
+        after ``wake``. *limit* 0 serves the connection, without a subscription too. A broker that was asked before may
+        answer now: what comes so is handed over whatever the limit, for its lease runs."""
         ...
 
     def settle(self, verdicts: Sequence[Verdict], timeout: float) -> Failures:

@@ -153,6 +153,7 @@ _SQS = Profile(
     capabilities=replace(
         MEMORY,
         ordered=False,  # a standard queue makes its best effort; a FIFO queue orders groups, not itself
+        backpressure=True,  # who is throttled waits
         compares_queues=False,
         priority=_NOT,
         ttl=_NOT,  # retention is the queue's, not the message's

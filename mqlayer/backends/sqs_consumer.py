@@ -5,17 +5,28 @@ is one within a moment; else it goes back by visibility: whoever asks next gets 
 """
 
 import itertools
+import logging
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mqlayer.backends.sqs_held import Change, Held, Token, change_visibility, copy_back, delete, give_back, parts_of
+from mqlayer.backends.sqs_held import (
+    COPY_SIZE_MAX,
+    Change,
+    Held,
+    Token,
+    change_visibility,
+    delete,
+    give_back,
+    parts_of,
+    put_copies,
+)
 from mqlayer.backends.sqs_orphans import Orphans
 from mqlayer.backends.sqs_requests import Request, Requests, State
 from mqlayer.backends.sqs_returns import Returns
 from mqlayer.backends.sqs_service import REQUESTS_MAX, Service, translated
-from mqlayer.backends.sqs_wire import BATCH_MAX, message_of, whole_seconds
+from mqlayer.backends.sqs_wire import BATCH_MAX, SIZE_MAX, entry_of, message_of, whole_seconds
 from mqlayer.clock import Clock
 from mqlayer.driver import Ack, Extend, Failures, Incoming, Nack, Release, Verdict
 from mqlayer.errors import (
@@ -37,6 +48,9 @@ LOOK = 0.2  #: seconds for a poll's answer, where the caller only wants to look
 FIRST_WAIT = 1  #: seconds of a queue's first long poll; each further one that brings nothing is twice as long
 POLLS_MAX = 64  #: of one session at the same time
 SYSTEM = ["ApproximateReceiveCount", "MessageGroupId", "MessageDeduplicationId"]
+
+
+log = logging.getLogger("mqlayer")
 
 
 @dataclass(slots=True, eq=False)
@@ -227,11 +241,35 @@ class Consumer:
         self._orphans.ended(request)
 
     def _give_back(self, came: "Sequence[MessageTypeDef]", helds: Sequence[Held]) -> None:
+        """What nobody saw goes back, in the thread of the poll that brought it."""
         now = self._clock.monotonic
-        if self._fifo:  # by visibility alone, for a copy would lose its place
-            give_back(self._service, helds, now, self._left_over, self._returns)
-        else:
-            copy_back(self._service, came, helds, now, self._left_over)
+        copies: list[tuple[Change, dict[str, Any]]] = []
+        for place, (one, held) in enumerate(zip(came, helds, strict=True)):
+            copy = self._copy_of(place, self._incoming(one, held, Token(self._epoch, next(self._numbers))), held)
+            if copy is not None:
+                copies.append((Change(place, held, 0), copy))
+        kept = set(range(len(came)))
+        if copies:
+            part = [change for change, _ in copies]
+            try:
+                failed = put_copies(self._service, part, [copy for _, copy in copies])
+                kept -= {change.place for change in part} - failed.keys()
+            except MQError as error:
+                log.debug("deliveries of %r go back by visibility: %s", helds[0].queue, error)
+        rest = [helds[place] for place in sorted(kept)]
+        give_back(self._service, rest, now, self._left_over, self._returns if self._fifo else None)
+
+    def _copy_of(self, place: int, incoming: Incoming, held: Held) -> dict[str, Any] | None:
+        """What goes back in its place, and counts neither a failure nor a delivery; ``None``: it has a place to keep, in its
+        group, or there is no time."""
+        message = incoming.message
+        if (self._fifo and message.group_id is not None) or not held.is_copyable(self._clock.monotonic()):
+            return None
+        crashes = message.trail.crashes + max((incoming.broker_count or 1) - 1, 0)
+        trail = message.trail._replace(crashes=crashes, copied_from=f"{held.queue}:{incoming.token}")
+        copy = message._replace(trail=trail, dedup_id=None)
+        entry = entry_of(place, copy, fifo=self._fifo, size_max=SIZE_MAX)
+        return entry.request if entry.size <= COPY_SIZE_MAX else None
 
     def adopt(self, came: "Sequence[MessageTypeDef]", helds: Sequence[Held]) -> bool:
         """Take over what another's poll brought too late; ``False``: this consumer has ended, too."""
@@ -277,6 +315,7 @@ class Consumer:
         failures: dict[int, MQError] = {}
         deletes: list[Change] = []
         changes: list[Change] = []
+        copies: list[tuple[Change, dict[str, Any]]] = []
         now = self._clock.monotonic()
         for place, verdict in enumerate(verdicts):
             held = self._held.get(verdict.of.token)  # type: ignore[call-overload]
@@ -288,6 +327,11 @@ class Consumer:
             if kind is Ack:
                 deletes.append(Change(place, held, 0))
                 continue
+            if kind is Release and self._fifo:
+                copy = self._copy_of(place, verdict.of, held)
+                if copy is not None:
+                    copies.append((Change(place, held, 0), copy))
+                    continue
             seconds = whole_seconds(verdict.seconds if isinstance(verdict, Extend) else getattr(verdict, "delay", 0.0))
             if kind is not Extend and not (self._fifo and kind in (Nack, Release)):
                 failures[place] = UnsupportedError(f"SQS cannot {kind.__name__}")
@@ -297,36 +341,48 @@ class Consumer:
                 )
             else:
                 changes.append(Change(place, held, seconds))
-        if deletes or changes:
-            failures.update(self._carry_out(deletes, changes, deadline))
+        if deletes or changes or copies:
+            failures.update(self._carry_out(deletes, changes, copies, deadline))
         done = [
             place for place in range(len(verdicts)) if type(failures.get(place)) in (type(None), StaleDeliveryError)
         ]
+        copied = {change.place for change, _ in copies}
         with self._changed:
             for place in done:
                 verdict = verdicts[place]
                 if type(verdict) is not Extend or place in failures:
                     held = self._held.pop(verdict.of.token, None)  # type: ignore[call-overload]
                     if held is not None and place not in failures:
-                        self._note(verdict, held)
+                        self._note(place, verdict, held, copied)
             extended = [change for change in changes if type(verdicts[change.place]) is Extend]
             for change in extended:
                 if change.place not in failures:
                     change.held.until = now + change.seconds
         return failures
 
-    def _note(self, verdict: Verdict, held: Held) -> None:
-        if type(verdict) is Ack:
+    def _note(self, place: int, verdict: Verdict, held: Held, copied: Container[int]) -> None:
+        if type(verdict) is Ack or place in copied:
             self._returns.forget(held.url, held.message_id)
         else:
             self._returns.note(held.url, held.message_id, failed=type(verdict) is Nack)
 
-    def _carry_out(self, deletes: list[Change], changes: list[Change], deadline: float) -> dict[int, MQError]:
+    def _carry_out(
+        self,
+        deletes: list[Change],
+        changes: list[Change],
+        copies: list[tuple[Change, dict[str, Any]]],
+        deadline: float,
+    ) -> dict[int, MQError]:
         def begin(call: Callable[[Service, Sequence[Change]], Failures], part: list[Change]) -> Request[Failures]:
             return self._requests.start(lambda: call(self._service, part))
 
         jobs = [(part, begin(delete, part)) for part in parts_of(deletes)]
         jobs += [(part, begin(change_visibility, part)) for part in parts_of(changes)]
+        by_place = {change.place: copy for change, copy in copies}
+        for part in parts_of(change for change, _ in copies):
+            jobs.append(
+                (part, begin(lambda service, part: put_copies(service, part, [by_place[c.place] for c in part]), part))
+            )
         self._requests.wait([request for _, request in jobs], deadline)
         failures: dict[int, MQError] = {}
         for part, request in jobs:

@@ -5,7 +5,7 @@ delivery that is deleted or handed over again. So nothing is asked once the leas
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,10 +15,21 @@ from mqlayer.backends.sqs_wire import BATCH_MAX, LEASE_MAX
 from mqlayer.driver import Failures
 from mqlayer.errors import ArgumentError, MQError, OutcomeUnknownError, StaleDeliveryError, ThrottledError
 
-__all__ = ["Change", "Held", "Token", "change_visibility", "copy_back", "delete", "give_back", "parts_of"]
+__all__ = [
+    "COPY_SIZE_MAX",
+    "Change",
+    "Held",
+    "Token",
+    "change_visibility",
+    "delete",
+    "give_back",
+    "parts_of",
+    "put_copies",
+]
 
 MARGIN = 0.05  #: the part of a lease before its end in which nothing is asked any more
-COPY_MAX_CHARS = 20_000  #: of a body: ten of them, with their headers, are one request
+COPY_TIME = 2.0  #: seconds that must be left of a lease for a copy to be made and its original settled
+COPY_SIZE_MAX = 100_000  #: bytes of a copy: ten of them are one request
 MARGIN_MAX = 1.0  #: … in seconds at the most
 log = logging.getLogger("mqlayer")
 
@@ -52,6 +63,10 @@ class Held:
     def is_ours(self, now: float) -> bool:
         """Its lease is not over, nor about to be."""
         return now < self.until - min((self.until - self.given_at) * MARGIN, MARGIN_MAX)
+
+    def is_copyable(self, now: float) -> bool:
+        """There is time for a copy."""
+        return self.is_ours(now + COPY_TIME)
 
     def may_last(self, now: float, seconds: float) -> bool:
         """ "If you attempt to set the VisibilityTimeout to a value greater than the maximum time left" is refused."""
@@ -109,40 +124,19 @@ def _failures(failed: Iterable[Any], done: Iterable[Any], part: Sequence[Change]
     return failures
 
 
-def copy_back(
-    service: Service,
-    came: Sequence[Mapping[str, Any]],
-    helds: Sequence[Held],
-    now: Callable[[], float],
-    left_over: Callable[[list[Held]], None],
-) -> None:
-    """What nobody saw goes back to a standard queue: as a copy, which SQS counts from the beginning, if this was its
-    first delivery; else by visibility. Twice is allowed, lost is not."""
-    fresh = [
-        place
-        for place, one in enumerate(came)
-        if one.get("Attributes", {}).get("ApproximateReceiveCount") == "1" and len(one["Body"]) < COPY_MAX_CHARS
-    ]
-    copied: set[int] = set()
-    if fresh:
-        what = f"giving back deliveries of {helds[0].queue!r}"
-        entries: Any = [
-            {
-                "Id": str(place),
-                "MessageBody": came[place]["Body"],
-                "MessageAttributes": came[place].get("MessageAttributes", {}),
-            }
-            for place in fresh
-        ]
-        url = helds[0].url
+def put_copies(service: Service, part: Sequence[Change], entries: Sequence[dict[str, Any]]) -> Failures:
+    """Two requests: copies are stored, then those whose copy is are settled. Twice is allowed, lost is not."""
+    url, what = part[0].held.url, f"giving back deliveries of {part[0].held.queue!r}"
+    batch: Any = list(entries)
+    answer = translated(what, lambda: service.client.send_message_batch(QueueUrl=url, Entries=batch))
+    failures = dict(_failures(answer.get("Failed", ()), answer.get("Successful", ()), part, what))
+    stored = [change for change in part if change.place not in failures]
+    if stored:
         try:
-            answer = translated(what, lambda: service.client.send_message_batch(QueueUrl=url, Entries=entries))
-            copied = {int(done["Id"]) for done in answer.get("Successful", ())}
-            for part in parts_of(Change(place, helds[place], 0) for place in sorted(copied)):
-                delete(service, part)
-        except MQError as error:
-            log.debug("%s: %s", what, error)  # they go back by visibility, or when their lease ends
-    give_back(service, [held for place, held in enumerate(helds) if place not in copied], now, left_over)
+            delete(service, stored)
+        except MQError as error:  # there are two of them then, until another consumer has had both
+            log.debug("%s: copied, and the originals may be there: %s", what, error)
+    return failures
 
 
 def give_back(

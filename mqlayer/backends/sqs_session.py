@@ -52,7 +52,7 @@ def capabilities(*, fifo: bool, size_max: int) -> Capabilities:
         ordered=False,  # a standard queue makes its best effort; a FIFO queue orders groups, not itself
         confirms_acks=True,
         timed_lease=True,
-        backpressure=False,
+        backpressure=True,  # who is throttled, or gets no answer, waits
         checks_queues=True,
         compares_queues=False,
         counts=Counts.DELIVERIES,

@@ -88,7 +88,9 @@ class Settlements:
         if self._unreturned and now >= self._again_at:
             unreturned, self._unreturned = self._unreturned, []
             items += [Settlement(None, of, again=True) for epoch, of in unreturned if epoch == intake.epoch]
-        items.extend(Settlement(held, Extend(held.incoming, held.lease)) for held in intake.due(now))
+        # As long as was asked for: what is left of a lease on arrival is less, by the time that it was on its way.
+        least = intake.lease or 0.0
+        items.extend(Settlement(held, Extend(held.incoming, max(held.lease, least))) for held in intake.due(now))
         if not items:
             return
         try:

@@ -5,7 +5,7 @@ broker cannot keep. Where the backend does a thing itself, it is asked to; this 
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from mqlayer.clock import Clock
@@ -14,6 +14,7 @@ from mqlayer.driver import (
     Capabilities,
     Counts,
     Declare,
+    Extend,
     Failures,
     Forward,
     Incoming,
@@ -32,6 +33,7 @@ from mqlayer.policy import failed_trail, flagged_trail, released_trail, split_de
 
 __all__ = ["Emulated", "emulated_capabilities", "native_capabilities"]
 
+COPY_LEASE = 30.0  #: seconds of the lease in which a copy is made and its original acked
 EARLY = 0.02  #: seconds by which a message that waited on the broker may be early and still be handed over
 log = logging.getLogger("mqlayer")
 
@@ -146,7 +148,12 @@ class Emulated:
                 native_places.append(place)
         failures: dict[int, MQError] = {}
         deadline = self._clock.monotonic() + timeout
+        if copies and self._native.timed_lease:
+            failures.update(self._make_time(copies, timeout))
         for queue, forwards in copies.items():
+            forwards = [(place, forward) for place, forward in forwards if place not in failures]
+            if not forwards:
+                continue
             left = max(deadline - self._clock.monotonic(), 0.0)
             failed = self.send(queue, [forward.copy for _, forward in forwards], left)
             for index, (place, forward) in enumerate(forwards):
@@ -166,6 +173,13 @@ class Emulated:
             for index, error in self._inner.settle(native, left).items():
                 failures[native_places[index]] = error
         return failures
+
+    def _make_time(self, copies: Mapping[str, Sequence[tuple[int, Forward]]], timeout: float) -> dict[int, MQError]:
+        """Extend the leases of what is to be copied and acked: one that ended in between would leave both there, and the
+        copy of one that has ended is a message too many. Returns why, by place, what must not be copied."""
+        forwards = [item for of_queue in copies.values() for item in of_queue]
+        failed = self._inner.settle([Extend(forward.of, COPY_LEASE) for _, forward in forwards], timeout)
+        return {forwards[index][0]: error for index, error in failed.items() if isinstance(error, StaleDeliveryError)}
 
     def _translated(self, verdict: Verdict) -> Verdict:
         """The verdict as one that the backend, or a copy, can carry out."""

@@ -19,7 +19,17 @@ from typing import ClassVar, Literal
 
 from mqlayer.testing.processes import ProcessServer
 
-__all__ = ["BackendHarness", "Claims", "HarnessError", "Reach", "Scope", "find_harness", "harness_path", "reach_of"]
+__all__ = [
+    "BackendHarness",
+    "Claims",
+    "Deviation",
+    "HarnessError",
+    "Reach",
+    "Scope",
+    "find_harness",
+    "harness_path",
+    "reach_of",
+]
 
 Scope = Literal["process", "machine", "network"]
 NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
@@ -52,6 +62,22 @@ class Claims:
     counts: bool = True
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deviation:
+    """Where the server itself breaks a promise that is its backend's to make.
+
+    The criterion is run, and has to fail in this way: then it is ``unsupported``, with these words. A pass, or any other
+    failure, is red.
+
+    Attributes:
+        behaviour: What the server does, in words.
+        seen: A regular expression that the reason of the failed run has to match.
+    """
+
+    behaviour: str
+    seen: str
+
+
 class Reach(Enum):
     """What there is of a broker that the suite can put its hands on."""
 
@@ -59,6 +85,9 @@ class Reach(Enum):
     FILES = "files"  #: no server: the processes that use the store are all there is to kill
     MEMORY = "memory"  #: no server, and the store is in the memory of one process
     MANAGED = "managed"  #: a server that somebody else runs
+
+
+NO_DEVIATIONS: Mapping[str, Deviation] = MappingProxyType({})
 
 
 class BackendHarness:
@@ -71,6 +100,7 @@ class BackendHarness:
         version: The server's. Override ``server_version`` to ask it instead.
         scope: Who can share a store: the threads of a process, the processes of a machine, or everybody.
         configuration: In words, what this column sets, where a broker has more than one.
+        deviations: Criteria that the server itself makes fail → how.
         quick_options: URL options for criteria that look at behaviour and kill nothing, to save time.
     """
 
@@ -79,6 +109,7 @@ class BackendHarness:
     claims: ClassVar[Claims] = Claims()
     scope: ClassVar[Scope] = "network"
     configuration: ClassVar[str] = ""
+    deviations: ClassVar[Mapping[str, Deviation]] = NO_DEVIATIONS
     quick_options: ClassVar[Mapping[str, str]] = NO_OPTIONS
 
     def register(self) -> None:

@@ -185,6 +185,9 @@ class Column:
             return required, _Seen(Verdict.ERROR, f"the broker did not start: {_text(error)}")
         if not demanded.executes:
             return demanded, _Seen(Verdict.NOT_RUN, "")
+        deviation = self.harness.deviations.get(check.id)
+        if deviation is not None and demanded.kind is Kind.REQUIRED:
+            demanded = Demand(Kind.DEVIATES, demanded.names, deviation)
         if demanded.kind is Kind.REFUSED:
             check = Check(check.criterion, lambda stage: _refusals(stage, demanded), check.limit)
         return demanded, self._run(check, started, kept)

@@ -97,14 +97,10 @@ class Counted:
         self.answers: dict[str, Callable[[dict[str, Any]], Any]] = {}
         service = backend._ours()
         for client in (service.client, service.poller):
-            client.meta.events.register("before-call.sqs", self._count)
-            for action in ("SendMessageBatch", "DeleteMessageBatch", "ReceiveMessage", "ListQueues", "GetQueueUrl"):
-                client.meta.events.register(f"before-call.sqs.{action}", self._answer)
-
-    def _count(self, model: Any, **rest: Any) -> None:
-        self.requests[model.name] += 1
+            client.meta.events.register("before-call.sqs", self._answer)
 
     def _answer(self, model: Any, params: dict[str, Any], **rest: Any) -> Any:
+        self.requests[model.name] += 1
         answer = self.answers.get(model.name)
         return None if answer is None else answer(params)
 

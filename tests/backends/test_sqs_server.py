@@ -206,20 +206,23 @@ def test_what_an_abandoned_poll_brings_goes_to_another_consumer_of_the_connectio
     assert second.settle([Ack(came)], T) == {}
 
 
-@pytest.mark.parametrize("fifo", ["", "&fifo=true"])
+GROUPED = "&fifo=true "
+
+
+@pytest.mark.parametrize("fifo", ["", "&fifo=true", GROUPED])
 def test_what_an_abandoned_poll_brings_goes_back(broker: ElasticMQ, fifo: str) -> None:
-    first, second = broker.session(fifo), broker.session(fifo)
+    first, second = broker.session(fifo.strip()), broker.session(fifo.strip())
     queue = new_queue(first)
     first.subscribe(queue, 10, None, T)
     receive(first, 1, timeout=0.3)
     begun = time.monotonic()
     first.close(T)
     assert time.monotonic() - begun < 1.0
-    second.send(queue, messages("a"), T)
+    second.send(queue, messages("a", group_id="g" if fifo == GROUPED else None), T)
     second.subscribe(queue, 10, None, T)
     [came] = receive(second, 1)
     assert time.monotonic() - begun < 5.0
-    assert (came.message.id, came.broker_count) == ("a", 2 if fifo else 1)
+    assert (came.message.id, came.broker_count) == ("a", 2 if fifo == GROUPED else 1)
     assert second.settle([Ack(came)], T) == {}
     assert second.receive(10, 1.5) == ()
 
@@ -274,7 +277,7 @@ def test_a_queue_that_goes_is_noticed(broker: ElasticMQ) -> None:
 def test_a_nack_keeps_its_place_in_a_fifo_group_and_is_no_suspect(broker: ElasticMQ) -> None:
     session = broker.session("&fifo=true")
     queue = new_queue(session)
-    session.send(queue, [Outgoing(id, b"x", group_id="g") for id in "ab"], T)
+    session.send(queue, messages(*"ab", group_id="g"), T)
     session.subscribe(queue, 1, None, T)
     [head] = receive(session, 1)
     assert session.settle([Nack(head, 1.0)], T) == {}
@@ -289,10 +292,24 @@ def test_a_nack_keeps_its_place_in_a_fifo_group_and_is_no_suspect(broker: Elasti
     assert session.settle([Ack(tail)], T) == {}
 
 
-def test_another_connection_counts_what_was_given_back_by_visibility(broker: ElasticMQ) -> None:
+def test_what_has_no_group_is_released_uncounted_for_everybody(broker: ElasticMQ) -> None:
     first, second = broker.session("&fifo=true"), broker.session("&fifo=true")
     queue = new_queue(first)
     first.send(queue, messages("a"), T)
+    first.subscribe(queue, 1, None, T)
+    [held] = receive(first, 1)
+    assert first.settle([Release(held)], T) == {}
+    first.close(T)
+    second.subscribe(queue, 1, None, T)
+    [came] = receive(second, 1)
+    assert (came.message.id, came.broker_count, came.message.trail.crashes) == ("a", 1, 0)
+    assert second.settle([Ack(came)], T) == {}
+
+
+def test_another_connection_counts_what_was_given_back_by_visibility(broker: ElasticMQ) -> None:
+    first, second = broker.session("&fifo=true"), broker.session("&fifo=true")
+    queue = new_queue(first)
+    first.send(queue, messages("a", group_id="g"), T)
     first.subscribe(queue, 1, None, T)
     [held] = receive(first, 1)
     first.settle([Nack(held)], T)

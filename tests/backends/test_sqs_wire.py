@@ -1,5 +1,6 @@
 """What travels between mqlayer and SQS, as tables and round trips. No server."""
 
+import itertools
 import json
 from typing import Any
 
@@ -255,7 +256,7 @@ def test_requests_are_full_and_not_too_large(sizes: list[int]) -> None:
     chunks = chunked(entries, 100)
     assert [one for chunk in chunks for one in chunk] == entries
     assert all(len(chunk) <= BATCH_MAX and sum(one.size for one in chunk) <= 100 for chunk in chunks)
-    for chunk, following in zip(chunks, chunks[1:], strict=False):
+    for chunk, following in itertools.pairwise(chunks):
         assert len(chunk) == BATCH_MAX or sum(one.size for one in chunk) + following[0].size > 100
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import mqlayer
 from mqlayer.backends.rabbitmq_session import capabilities as rabbitmq_capabilities
+from mqlayer.backends.sqs_session import capabilities as sqs_capabilities
+from mqlayer.backends.sqs_wire import SIZE_MAX
 from mqlayer.driver import Capabilities
 from mqlayer.layers.emulated import emulated_capabilities
 
@@ -24,18 +26,20 @@ def columns() -> dict[str, Capabilities]:
     for kind in ("quorum", "classic"):
         native = rabbitmq_capabilities(kind, RABBITMQ_VERSION)
         found[f"RabbitMQ {kind}"] = emulated_capabilities(native)
+    for title, fifo in (("SQS standard", False), ("SQS FIFO", True)):
+        found[title] = emulated_capabilities(sqs_capabilities(fifo=fifo, size_max=SIZE_MAX))
     return found
 
 
 def table(found: Mapping[str, Capabilities]) -> str:
     lines = [f"| | {' | '.join(found)} |", "|---" * (len(found) + 1) + "|"]
     for each in fields(Capabilities):
-        values = [_shown(each.name, getattr(one, each.name)) for one in found.values()]
+        values = [shown(each.name, getattr(one, each.name)) for one in found.values()]
         lines.append(f"| `{each.name}` | {' | '.join(values)} |")
     return "\n".join(lines) + "\n"
 
 
-def _shown(name: str, value: object) -> str:
+def shown(name: str, value: object) -> str:
     if value is None:
         return "no limit" if name.endswith(("_max", "_max_bytes")) else "–"
     if isinstance(value, bool):
@@ -44,6 +48,8 @@ def _shown(name: str, value: object) -> str:
         return str(value.value)
     if name.endswith("_bytes") and isinstance(value, int) and value % 2**20 == 0:
         return f"{value // 2**20} MiB"
+    if name.endswith("_bytes") and isinstance(value, int) and value % 2**10 == 0:
+        return f"{value // 2**10} KiB"
     return f"{value:g} s" if isinstance(value, float) else str(value)
 
 

@@ -5,7 +5,7 @@ from dataclasses import MISSING, fields
 from enum import Enum
 
 import pytest
-from capability_table import columns, table
+from capability_table import columns, shown, table
 
 from examples import ROOT
 from mqlayer.backends.memory_profiles import PROFILES
@@ -38,7 +38,7 @@ def _shown(default):
     return f"`{default.value if isinstance(default, Enum) else default}`"
 
 
-@pytest.mark.parametrize("scheme", ["memory", "sqlite", "amqp"])
+@pytest.mark.parametrize("scheme", ["memory", "sqlite", "amqp", "sqs"])
 def test_options_and_defaults(scheme):
     assert documented(BACKENDS, f"Options of `{scheme}://`") == declared(backend_factory(scheme).options)
 
@@ -50,7 +50,7 @@ def test_common_options():
 
 
 def test_every_installed_scheme_is_there():
-    ours = {"memory", "sqlite", "amqp", "amqps"}
+    ours = {"memory", "sqlite", "amqp", "amqps", "sqs"}
     assert ours <= set(schemes())
     for scheme in ours:
         assert f"`{scheme}://" in BACKENDS
@@ -74,7 +74,7 @@ def test_profiles():
         assert peek == _word(can.peek)
         assert counted == _word(can.stats)
         assert (groups == "–") == (can.group_id is Support.UNSUPPORTED)
-        assert size.startswith(f"{(can.body_max_bytes or 0) // 2**20} MiB")
+        assert size.startswith(shown("body_max_bytes", can.body_max_bytes))
 
 
 def _word(support):

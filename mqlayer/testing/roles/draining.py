@@ -1,12 +1,14 @@
 """The role that takes out whatever is left, and says whether anything may still be there."""
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mqlayer.api import Connection
+from mqlayer.api import Connection, Consumer, Delivery
 from mqlayer.driver import Support
 from mqlayer.errors import ClosedError
 from mqlayer.testing.ledger import EventType, Ledger, Phase, Probe, read_ledgers
@@ -16,6 +18,7 @@ from mqlayer.testing.roles.work import Result, Work
 __all__ = ["Drain", "all_look_empty", "looks_empty"]
 
 LOOK_AGAIN = 1.0
+ACKS_MAX = 16  #: at the same time: a broker that answers each may take ten milliseconds, and acks that wait go together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +52,22 @@ class Drain:
         """Takes out of *missing* what came. Returns how many came, and whether this ended by itself."""
         consumer = mq.consumer(*self.queues, prefetch=self.prefetch)
         work.on_stop(consumer.stop)
+        with ThreadPoolExecutor(ACKS_MAX) as acks:
+            found = self._receive_from(consumer, work, mq, missing, acks)
+        close_consumer(work, consumer)
+        return found
+
+    def _receive_from(
+        self, consumer: Consumer, work: Work, mq: Connection, missing: set[str], acks: ThreadPoolExecutor
+    ) -> tuple[int, bool]:
+        room = threading.Semaphore(ACKS_MAX)  # no more than these are held
+
+        def ack(id: str | None, delivery: Delivery) -> None:
+            try:
+                settle(work.ledger, EventType.ACK, id, delivery, delivery.ack)
+            finally:
+                room.release()
+
         end = time.monotonic() + self.deadline * work.multiplier
         received, drained = 0, False
         while not drained and (left := end - time.monotonic()) > 0:
@@ -59,7 +78,8 @@ class Drain:
             work.check()
             if delivery is not None:
                 id = note_delivery(work.ledger, delivery)
-                settle(work.ledger, EventType.ACK, id, delivery, delivery.ack)
+                room.acquire()
+                acks.submit(ack, id, delivery)
                 missing.discard(id or "")
                 received += 1
             elif left < self.quiet:
@@ -70,7 +90,6 @@ class Drain:
                 break
             else:
                 missing &= _confirmed_and_not_seen(work.ledgers)  # others may have received them since
-        close_consumer(work, consumer)
         return received, drained
 
 

@@ -3,11 +3,12 @@
 Two plain functions. :func:`demand` comes before a run, :func:`verdict` after it; nobody else decides either.
 """
 
+import re
 from dataclasses import dataclass, fields
 from enum import Enum
 
 from mqlayer.driver import Capabilities, Support
-from mqlayer.testing.harness import Claims, Reach
+from mqlayer.testing.harness import Claims, Deviation, Reach
 from mqlayer.testing.records import Verdict
 
 __all__ = ["REFUSABLE", "Demand", "Kind", "demand", "verdict"]
@@ -25,6 +26,7 @@ class Kind(Enum):
     REQUIRED = "required"  #: claimed: it has to pass
     REFUSED = "refused"  #: claimed absent: the call has to be refused; the criterion itself is not run
     LOST = "lost"  #: claimed absent: the criterion is run, and has to fail
+    DEVIATES = "deviates"  #: the server itself is known to break it: the criterion is run, and has to fail in that way
     OPEN = "open"  #: not claimed: run and reported, never red
     NOT_APPLICABLE = "n/a"  #: there is no server that could fail
     NOT_RUN = "not run"  #: there is one, out of our reach
@@ -36,6 +38,7 @@ class Demand:
 
     kind: Kind
     names: tuple[str, ...] = ()
+    deviation: Deviation | None = None
 
     @property
     def executes(self) -> bool:
@@ -98,6 +101,12 @@ def verdict(demanded: Demand, seen: Verdict, reason: str) -> tuple[Verdict, str]
             return Verdict.FAIL, f"unexpected pass: {names} is claimed absent, and it holds"
         if seen is Verdict.FAIL:
             return Verdict.UNSUPPORTED, f"no {names}, as claimed; seen: {reason}"
+    if demanded.deviation is not None:
+        behaviour, expected = demanded.deviation.behaviour, demanded.deviation.seen
+        if seen is Verdict.PASS:
+            return Verdict.FAIL, f"unexpected pass, although it is said: {behaviour}"
+        if seen is Verdict.FAIL and re.search(expected, reason):
+            return Verdict.UNSUPPORTED, f"{behaviour}; seen: {reason}"
     if demanded.kind is Kind.OPEN and seen is not Verdict.PASS:
         return seen, f"{names} is not claimed; seen: {reason}"
     return seen, reason
