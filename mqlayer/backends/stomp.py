@@ -8,7 +8,8 @@ import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mqlayer.backends.stomp_connection import Connection, Login, connect
+from mqlayer.backends.stomp_connecting import connect
+from mqlayer.backends.stomp_connection import Connection, Login
 from mqlayer.backends.stomp_dialects import without_scheduler
 from mqlayer.backends.stomp_flow import Flow
 from mqlayer.backends.stomp_session import StompSession

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import mqlayer
 from mqlayer.backends.rabbitmq_session import capabilities as rabbitmq_capabilities
+from mqlayer.backends.stomp_dialects import ACTIVEMQ, ARTEMIS, RABBITMQ
 from mqlayer.driver import Capabilities
 from mqlayer.layers.emulated import emulated_capabilities
 
@@ -24,6 +25,8 @@ def columns() -> dict[str, Capabilities]:
     for kind in ("quorum", "classic"):
         native = rabbitmq_capabilities(kind, RABBITMQ_VERSION)
         found[f"RabbitMQ {kind}"] = emulated_capabilities(native)
+    for name, dialect in (("ActiveMQ", ACTIVEMQ), ("Artemis", ARTEMIS), ("RabbitMQ STOMP", RABBITMQ)):
+        found[name] = emulated_capabilities(dialect.capabilities)
     return found
 
 
