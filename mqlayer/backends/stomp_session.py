@@ -27,9 +27,7 @@ from mqlayer.driver import (
     Verdict,
 )
 from mqlayer.errors import (
-    ConnectionLostError,
     MQError,
-    RequestTimeoutError,
     StaleDeliveryError,
     UnsupportedError,
 )
@@ -175,9 +173,8 @@ class StompSession:
                 failures[place] = UnsupportedError(text)
         try:
             if acks:
-                self._note(
-                    acks, verdicts, self._settler.ack([verdicts[place].of for place in acks], deadline), failures
-                )
+                failed = self._settler.ack([verdicts[place].of for place in acks], deadline)
+                failures.update((acks[index], error) for index, error in failed.items())
             if moves:
                 failed = self._settler.move(self._moves(moves, verdicts), deadline)
                 failures.update((moves[index], error) for index, error in failed.items())
@@ -185,11 +182,8 @@ class StompSession:
                 self._release(back, verdicts, failures, deadline)
             done = [verdicts[place].of for place in (*acks, *moves, *back) if not _keeps(failures.get(place))]
             self._consumer.settled(done, deadline)
-        except RequestTimeoutError as exc:
-            self._settler.lose(
-                str(exc)
-            )  # the verdicts are carried out, and the windows do not fit: the next call says so
-        except ConnectionLostError as exc:
+        except MQError as exc:
+            # The verdicts are carried out, and the windows cannot be made to fit: the next call says so.
             self._settler.lose(str(exc))
         return failures
 
