@@ -34,7 +34,7 @@ class StompOptions:
     """
 
     prefetch: int = 100
-    heartbeat: int = 30
+    heartbeat: int = 10
     cafile: str | None = None
     certfile: str | None = None
     keyfile: str | None = None
