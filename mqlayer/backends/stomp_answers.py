@@ -4,7 +4,12 @@ from collections.abc import Iterable
 
 from mqlayer.backends.stomp_wire import Frame
 
-__all__ = ["Answer", "Answers", "text_of"]
+__all__ = ["Answer", "Answers", "is_denied", "text_of"]
+
+_DENIED = (  # what servers say of credentials and permissions; STOMP has no codes
+    *("user name", "password", "security", "login", "passcode", "credential", "authenti", "access refused", "denied"),
+    *("not authorized", "not_authorized", "does not have permission"),
+)
 
 
 class Answer:
@@ -89,3 +94,8 @@ def text_of(frame: Frame) -> str:
     body = frame.body.decode("utf-8", "replace").strip().partition("\n")[0]
     said = frame.headers.get("message") or body
     return " ".join((said if not body or said in body else f"{said}: {body}").split())[:300]
+
+
+def is_denied(text: str) -> bool:
+    """The server means the credentials, or a permission."""
+    return any(word in text.lower() for word in _DENIED)

@@ -19,7 +19,7 @@ from typing import Any
 from stomp.protocol import Protocol12
 from stomp.transport import BaseTransport
 
-from mqlayer.backends.stomp_answers import Answer, Answers, text_of
+from mqlayer.backends.stomp_answers import Answer, Answers, is_denied, text_of
 from mqlayer.backends.stomp_dialects import Dialect, dialect_of
 from mqlayer.backends.stomp_wire import Frame, FrameReader
 from mqlayer.errors import (
@@ -36,17 +36,6 @@ READS_MAX = 16  #: of one turn, so that a fast server does not keep its owner fr
 QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)  # Linux alone has it
 BEAT_SENT = 0.4  #: we beat after that part of the promised time, so that a busy machine may be late
 BEAT_MISSED = 3.0  #: a server that is silent for that many of its intervals is given up
-_DENIED = (
-    "user name",
-    "password",
-    "security",
-    "login",
-    "passcode",
-    "credential",
-    "authenti",
-    "access refused",
-    "denied",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +116,7 @@ class Connection:
         assert self.connected is not None
         if self.connected.command == "ERROR":
             text = text_of(self.connected)
-            if any(word in text.lower() for word in _DENIED):
+            if is_denied(text):
                 raise AuthenticationError(text)
             raise ConnectionLostError(f"it refused the connection: {text}")
         headers = self.connected.headers
@@ -292,13 +281,15 @@ class Connection:
         """Wait for one answer.
 
         Raises:
-            ConnectionLostError. RequestTimeoutError: none came in time. BrokerError: it is no.
+            ConnectionLostError. RequestTimeoutError: none came in time. BrokerError: it is no. AuthenticationError: it is
+                no, for want of a permission.
         """
         if not self.run_until(lambda: answer, deadline):
             self.forget(answer)
             raise RequestTimeoutError(f"{self.dialect.name} did not answer in time: {what}")
         if answer.refusal is not None:
-            raise BrokerError(f"{self.dialect.name} refused: {what}: {answer.refusal}")
+            kind = AuthenticationError if is_denied(answer.refusal) else BrokerError
+            raise kind(f"{self.dialect.name} refused: {what}: {answer.refusal}")
 
     # --- ending -------------------------------------------------------------------------------------------------------
 

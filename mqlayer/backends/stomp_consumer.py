@@ -17,6 +17,7 @@ from mqlayer.backends.stomp_flow import Flow
 from mqlayer.backends.stomp_settler import Settler
 from mqlayer.backends.stomp_wire import Frame, Token, from_wire, is_redelivered
 from mqlayer.driver import Counts, Incoming
+from mqlayer.errors import MQError, RequestTimeoutError
 
 __all__ = ["Consumer"]
 
@@ -160,8 +161,12 @@ class Consumer:
             headers[self._dialect.prefetch_header] = str(prefetch)
         try:
             self._flow.subscribe(target or subscribed.target, feed.id, headers, deadline)
-        except BaseException:
+        except RequestTimeoutError as exc:
+            # Whether it is there, and takes messages that nobody will ever see, is unknown: it goes with the connection.
+            raise self._settler.lose(str(exc)) from exc
+        except MQError:
             subscribed.feeds.remove(feed)
+            del self._feeds[feed.id]
             raise
 
     def _end(self, subscribed: Subscribed, feeds: Sequence[Feed], deadline: float) -> None:

@@ -81,6 +81,8 @@ class Flow:
         try:
             self.subscribe(target, id, headers, deadline)
             yield id
+            if id in self._marks:
+                self.unsubscribe([id], deadline)
         except RequestTimeoutError as exc:
             # Whether it stands in everybody's way or not is unknown: it goes with the connection.
             raise self._connection.lose(f"{exc}") from exc
@@ -88,9 +90,6 @@ class Flow:
             if self._connection.lost is None:
                 self._connection.stomp.unsubscribe(id)
             raise
-        else:
-            if id in self._marks:
-                self.unsubscribe([id], deadline)
         finally:
             self._marks.pop(id, None)
 
