@@ -1,7 +1,7 @@
 """The project's chores. ``nox`` runs the test suite; ``nox -l`` lists the rest.
 
-A broker that is not installed skips its tests here, and fails them where ``CI`` is set. ``mqlayer brokers install
-rabbitmq`` says how to install it.
+A broker that is not installed skips its tests here, and fails them where ``CI`` is set. ``mqlayer brokers install``
+says how to install each.
 """
 
 import nox

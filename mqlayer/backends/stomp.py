@@ -8,7 +8,8 @@ import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mqlayer.backends.stomp_connection import Connection, Login, connect
+from mqlayer.backends.stomp_connecting import connect
+from mqlayer.backends.stomp_connection import Connection, Login
 from mqlayer.backends.stomp_dialects import without_scheduler
 from mqlayer.backends.stomp_flow import Flow
 from mqlayer.backends.stomp_session import StompSession
@@ -33,7 +34,7 @@ class StompOptions:
     """
 
     prefetch: int = 100
-    heartbeat: int = 30
+    heartbeat: int = 10
     cafile: str | None = None
     certfile: str | None = None
     keyfile: str | None = None

@@ -12,41 +12,30 @@ import selectors
 import socket
 import ssl
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from stomp.protocol import Protocol12
 from stomp.transport import BaseTransport
 
+from mqlayer.backends.stomp_answers import Answer, Answers, is_denied, text_of
 from mqlayer.backends.stomp_dialects import Dialect, dialect_of
 from mqlayer.backends.stomp_wire import Frame, FrameReader
 from mqlayer.errors import (
     AuthenticationError,
     BrokerError,
-    ConnectFailedError,
     ConnectionLostError,
     RequestTimeoutError,
 )
 
-__all__ = ["Answer", "Connection", "Login", "connect"]
+__all__ = ["Answer", "Connection", "Login"]
 
 READ_BYTES = 256 * 1024
 READS_MAX = 16  #: of one turn, so that a fast server does not keep its owner from everything else
 QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)  # Linux alone has it
 BEAT_SENT = 0.4  #: we beat after that part of the promised time, so that a busy machine may be late
 BEAT_MISSED = 3.0  #: a server that is silent for that many of its intervals is given up
-_DENIED = (
-    "user name",
-    "password",
-    "security",
-    "login",
-    "passcode",
-    "credential",
-    "authenti",
-    "access refused",
-    "denied",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,35 +48,6 @@ class Login:
     vhost: str  #: RabbitMQ's; others do not look at it, and Artemis wants one
     heartbeat: int  #: seconds; 0: none
     tls: ssl.SSLContext | None
-
-
-class Answer:
-    """What the server said to one frame that asked for a receipt.
-
-    Attributes:
-        done: The receipt came.
-        error: Or an ERROR frame that names it: why it was refused.
-        stray: An ERROR frame that names nothing came before it: why something in its transaction was refused.
-        covers: How many frames of a transaction, which have no receipts of their own, it stands for.
-        begins: Where its bytes are in all that was ever written.
-    """
-
-    __slots__ = ("begins", "covers", "done", "error", "stray")
-
-    def __init__(self, begins: int, covers: int) -> None:
-        self.done = False
-        self.error: str | None = None
-        self.stray: str | None = None
-        self.covers = covers
-        self.begins = begins
-
-    def __bool__(self) -> bool:
-        return self.done or self.error is not None
-
-    @property
-    def refusal(self) -> str | None:
-        """Why not all that it covers was done."""
-        return self.error or self.stray
 
 
 class _Pipe(BaseTransport):  # type: ignore[misc]  # stomp.py has no types
@@ -124,10 +84,7 @@ class Connection:
         self._reader = FrameReader()
         self._out: deque[bytes] = deque()
         self._offset = 0  # of the first piece: what the socket has taken of it
-        self._answers: dict[str, Answer] = {}
-        self._receipts = 0
-        self._stray: str | None = None
-        self._forgiven = 0  # ERROR frames that name nothing and may still come of a transaction that was refused
+        self._answers = Answers()
         self._beat = self._silence = 0.0
         self._sent_at = self._heard_at = monotonic()
         self._wake_out, self._wake_in = os.pipe()
@@ -158,8 +115,8 @@ class Connection:
             raise ConnectionLostError("it does not answer")
         assert self.connected is not None
         if self.connected.command == "ERROR":
-            text = _text_of(self.connected)
-            if any(word in text.lower() for word in _DENIED):
+            text = text_of(self.connected)
+            if is_denied(text):
                 raise AuthenticationError(text)
             raise ConnectionLostError(f"it refused the connection: {text}")
         headers = self.connected.headers
@@ -262,31 +219,9 @@ class Connection:
         elif self.connected is None:
             self.connected = frame
         elif command in ("RECEIPT", "ERROR"):
-            self._take_answer(frame)
-
-    def _take_answer(self, frame: Frame) -> None:
-        answer = self._answers.pop(frame.headers.get("receipt-id", ""), None)
-        refused = frame.command == "ERROR"
-        if answer is not None:
-            answer.done, answer.error = not refused, _text_of(frame) if refused else None
-            answer.stray, self._stray = self._stray, None
-        if refused and not self.dialect.ends_on_error:
-            # ActiveMQ does not commit a transaction in which something failed (TransportConnection's
-            # forceRollbackOnlyOnFailedAsyncTransactionOp). It says so of the COMMIT, and, soon before or after, of each
-            # frame that failed, which has no receipt and so is not named.
-            if answer is not None:
-                self._forgiven = answer.covers
-                return
-            if self._forgiven:
-                self._forgiven -= 1
-                return
-            if any(pending.covers for pending in self._answers.values()):
-                self._stray = self._stray or _text_of(frame)
-                return
-        if refused:
-            # "The server MUST then close the connection" (STOMP 1.2, ERROR). Of one that names no frame we do not know
-            # what failed, so everything that is on its way is unknown.
-            self._lose(f"{self.dialect.name} said: {_text_of(frame)}")
+            why = self._answers.take(frame, ends_on_error=self.dialect.ends_on_error)
+            if why is not None:
+                self._lose(f"{self.dialect.name} said: {why}")
 
     def _flush(self) -> None:
         out = self._out
@@ -335,28 +270,26 @@ class Connection:
         return self.queued - self.written
 
     def expect(self, *, covers: int = 0) -> tuple[str, Answer]:
-        """A new receipt to ask for, and what the server will have said to it."""
-        self._receipts += 1
-        receipt = str(self._receipts)
-        answer = self._answers[receipt] = Answer(self.queued, covers)
-        return receipt, answer
+        """A new receipt to ask for, and what the server will have said to it; *covers*: see ``Answer``."""
+        return self._answers.expect(self.queued, covers)
 
     def forget(self, *answers: Answer) -> None:
         """Nobody waits for these any more."""
-        gone = set(map(id, answers))
-        self._answers = {receipt: answer for receipt, answer in self._answers.items() if id(answer) not in gone}
+        self._answers.forget(answers)
 
     def wait_for(self, answer: Answer, what: str, deadline: float) -> None:
         """Wait for one answer.
 
         Raises:
-            ConnectionLostError. RequestTimeoutError: none came in time. BrokerError: it is no.
+            ConnectionLostError. RequestTimeoutError: none came in time. BrokerError: it is no. AuthenticationError: it is
+                no, for want of a permission.
         """
         if not self.run_until(lambda: answer, deadline):
             self.forget(answer)
             raise RequestTimeoutError(f"{self.dialect.name} did not answer in time: {what}")
         if answer.refusal is not None:
-            raise BrokerError(f"{self.dialect.name} refused: {what}: {answer.refusal}")
+            kind = AuthenticationError if is_denied(answer.refusal) else BrokerError
+            raise kind(f"{self.dialect.name} refused: {what}: {answer.refusal}")
 
     # --- ending -------------------------------------------------------------------------------------------------------
 
@@ -392,75 +325,10 @@ class Connection:
             os.close(self._wake_out)
 
 
-def connect(
-    hosts: Sequence[tuple[str, int]], login: Login, timeout: float, monotonic: Callable[[], float]
-) -> Connection:
-    """A connection to the first of *hosts* that takes it; each is tried once and may use an equal part of the time.
-
-    Raises:
-        ConnectFailedError: none did; the text names them all.
-        AuthenticationError: one refused the credentials.
-    """
-    deadline = monotonic() + timeout
-    reasons: list[str] = []
-    cause: BaseException | None = None
-    for place, (host, port) in enumerate(hosts):
-        now = monotonic()
-        share = max((deadline - now) / (len(hosts) - place), 0.001)
-        try:
-            return _connected(host, port, login, share, monotonic)
-        except AuthenticationError as exc:
-            text = f"{login.scheme}://{host}:{port} refused user {login.username!r}: {exc}"
-            raise AuthenticationError(text) from exc
-        except ConnectionLostError as exc:
-            reasons.append(f"{host}:{port} ({exc})")
-            cause = exc
-    raise ConnectFailedError(f"cannot connect to {login.scheme}://{', '.join(reasons)}") from cause
-
-
-def _connected(host: str, port: int, login: Login, timeout: float, monotonic: Callable[[], float]) -> Connection:
-    deadline = monotonic() + timeout
-    with _translated():
-        sock = socket.create_connection((host, port), timeout)
-    try:
-        with _translated():
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.settimeout(max(deadline - monotonic(), 0.001))
-            if login.tls is not None:
-                sock = login.tls.wrap_socket(sock, server_hostname=host)
-            sock.setblocking(False)
-        connection = Connection(sock, monotonic)
-    except BaseException:
-        sock.close()
-        raise
-    try:
-        connection.log_in(login, host, deadline)
-    except BaseException:
-        connection.give_up()
-        raise
-    return connection
-
-
-@contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    """The socket's errors become ours, once."""
-    try:
-        yield
-    except (OSError, UnicodeError) as exc:  # UnicodeError: a host that has no name in DNS's alphabet
-        raise ConnectionLostError(f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__) from exc
-
-
 def _beats(text: str) -> tuple[int, int]:
     """Milliseconds: how often the server sends, and how often it wants to hear."""
     sends, _, wants = text.partition(",")
     return tuple(int(part) if part.strip().isdigit() else 0 for part in (sends, wants))  # type: ignore[return-value]
-
-
-def _text_of(frame: Frame) -> str:
-    """An ERROR frame in one line; a Java stack trace is left out."""
-    body = frame.body.decode("utf-8", "replace").strip().partition("\n")[0]
-    said = frame.headers.get("message") or body
-    return " ".join((said if not body or said in body else f"{said}: {body}").split())[:300]
 
 
 def _nothing(frame: Frame) -> None:

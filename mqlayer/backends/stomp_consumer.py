@@ -12,11 +12,13 @@ ActiveMQ flags what it takes back as redelivered, as if a worker had died of it.
 from collections import deque
 from collections.abc import Sequence
 
+from mqlayer.backends.stomp_answers import Answer
 from mqlayer.backends.stomp_connection import Connection
 from mqlayer.backends.stomp_flow import Flow
 from mqlayer.backends.stomp_settler import Settler
 from mqlayer.backends.stomp_wire import Frame, Token, from_wire, is_redelivered
 from mqlayer.driver import Counts, Incoming
+from mqlayer.errors import ConnectionLostError, MQError, RequestTimeoutError
 
 __all__ = ["Consumer"]
 
@@ -97,7 +99,7 @@ class Consumer:
         subscribed = self._queues[queue] = Subscribed(queue, targets[-1])
         subscribed.temporary = True
         for target in targets:
-            self._add_feed(subscribed, TOPIC_WINDOW, deadline, target)
+            self._add_feeds(subscribed, [TOPIC_WINDOW], target, deadline)
 
     @property
     def active(self) -> bool:
@@ -120,13 +122,10 @@ class Consumer:
             self._end(subscribed, gone, deadline)
         missing = subscribed.window - subscribed.capacity
         if self._dialect.prefetch_header is None:
-            if subscribed.window and not subscribed.feeds:
-                self._add_feed(subscribed, subscribed.window, deadline)
-        elif self._dialect.one_by_one:
-            for _ in range(missing):
-                self._add_feed(subscribed, 1, deadline)
-        elif missing > 0:
-            self._add_feed(subscribed, missing, deadline)
+            missing = 0 if subscribed.feeds else subscribed.window  # nothing limits it, so one is enough
+        if missing > 0:
+            one_by_one = self._dialect.one_by_one
+            self._add_feeds(subscribed, [1] * missing if one_by_one else [missing], subscribed.target, deadline)
 
     def _surplus(self, subscribed: Subscribed) -> list[Feed]:
         """Which feeds are too many, or too many small ones, and can end."""
@@ -150,19 +149,33 @@ class Consumer:
                 count -= 1
         return gone
 
-    def _add_feed(self, subscribed: Subscribed, prefetch: int, deadline: float, target: str | None = None) -> None:
-        self._count += 1
-        feed = Feed(f"f{self._count}", prefetch)
-        self._feeds[feed.id] = (subscribed, feed)
-        subscribed.feeds.append(feed)
-        headers = dict(self._dialect.subscribe_headers)
-        if self._dialect.prefetch_header is not None:
-            headers[self._dialect.prefetch_header] = str(prefetch)
-        try:
-            self._flow.subscribe(target or subscribed.target, feed.id, headers, deadline)
-        except BaseException:
-            subscribed.feeds.remove(feed)
-            raise
+    def _add_feeds(self, subscribed: Subscribed, sizes: Sequence[int], target: str, deadline: float) -> None:
+        asked: list[tuple[Feed, Answer]] = []
+        for prefetch in sizes:
+            self._count += 1
+            feed = Feed(f"f{self._count}", prefetch)
+            self._feeds[feed.id] = (subscribed, feed)
+            subscribed.feeds.append(feed)
+            headers = dict(self._dialect.subscribe_headers)
+            if self._dialect.prefetch_header is not None:
+                headers[self._dialect.prefetch_header] = str(prefetch)
+            asked.append((feed, self._flow.begin(target, feed.id, headers)))
+        refusal: MQError | None = None
+        for feed, answer in asked:
+            try:
+                self._connection.wait_for(answer, f"subscribing to {target!r}", deadline)
+            except RequestTimeoutError as exc:
+                # Whether it is there, and takes messages that nobody will ever see, is unknown: it goes with the
+                # connection.
+                raise self._settler.lose(str(exc)) from exc
+            except ConnectionLostError:
+                raise
+            except MQError as exc:
+                subscribed.feeds.remove(feed)
+                del self._feeds[feed.id]
+                refusal = exc
+        if refusal is not None:
+            raise refusal
 
     def _end(self, subscribed: Subscribed, feeds: Sequence[Feed], deadline: float) -> None:
         """End *feeds*, of which the caller holds nothing. What they had brought goes back."""

@@ -34,6 +34,7 @@ class Dialect:
         ends_on_error: The connection is of no more use after an ERROR frame.
         has_text_type: ``amq-msg-type`` makes a message text to JMS clients.
         reserved, reserved_prefixes: Headers that the server writes or acts on.
+        name_max_bytes: Of a header's name, and of the content type and the correlation id.
         header_max_bytes: Of one header's line; ``headers_max``: how many of the user's; ``headers_max_bytes``: of all together.
     """
 
@@ -60,6 +61,7 @@ class Dialect:
     reserved: frozenset[str] = frozenset()
     reserved_prefixes: tuple[str, ...] = ()
     header_max_bytes: int = 8 * KIB
+    name_max_bytes: int | None = None
     headers_max: int = 500
     headers_max_bytes: int = 64 * KIB
 
@@ -191,6 +193,7 @@ RABBITMQ = Dialect(
         {"amqp-message-id", "app-id", "user-id", "cluster-id", "content-encoding", "expiration", "CC", "BCC"}
     ),
     reserved_prefixes=("x-death", "x-first-death-", "x-last-death-"),
+    name_max_bytes=255,  # AMQP's short strings
     header_max_bytes=32 * KIB,
 )
 

@@ -8,6 +8,7 @@ overtaken by receipts; a message to ourselves through a temporary queue comes be
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 
+from mqlayer.backends.stomp_answers import Answer
 from mqlayer.backends.stomp_connection import Connection
 from mqlayer.backends.stomp_wire import Frame, encode
 from mqlayer.errors import RequestTimeoutError
@@ -34,11 +35,15 @@ class Flow:
 
     def subscribe(self, target: str, id: str, headers: Mapping[str, str], deadline: float, *, ack: bool = True) -> None:
         """Begin a subscription, and wait until the server has."""
-        receipt, answer = self._connection.expect()
-        self._connection.stomp.subscribe(
-            target, id, "client-individual" if ack else "auto", headers={**headers, "receipt": receipt}
-        )
+        answer = self.begin(target, id, headers, ack=ack)
         self._connection.wait_for(answer, f"subscribing to {target!r}", deadline)
+
+    def begin(self, target: str, id: str, headers: Mapping[str, str], *, ack: bool = True) -> Answer:
+        """Ask for a subscription."""
+        receipt, answer = self._connection.expect()
+        mode = "client-individual" if ack else "auto"
+        self._connection.stomp.subscribe(target, id, mode, headers={**headers, "receipt": receipt})
+        return answer
 
     def unsubscribe(self, ids: Sequence[str], deadline: float) -> None:
         """End subscriptions, and wait until the server has."""
@@ -81,6 +86,8 @@ class Flow:
         try:
             self.subscribe(target, id, headers, deadline)
             yield id
+            if id in self._marks:
+                self.unsubscribe([id], deadline)
         except RequestTimeoutError as exc:
             # Whether it stands in everybody's way or not is unknown: it goes with the connection.
             raise self._connection.lose(f"{exc}") from exc
@@ -88,9 +95,6 @@ class Flow:
             if self._connection.lost is None:
                 self._connection.stomp.unsubscribe(id)
             raise
-        else:
-            if id in self._marks:
-                self.unsubscribe([id], deadline)
         finally:
             self._marks.pop(id, None)
 

@@ -27,9 +27,7 @@ from mqlayer.driver import (
     Verdict,
 )
 from mqlayer.errors import (
-    ConnectionLostError,
     MQError,
-    RequestTimeoutError,
     StaleDeliveryError,
     UnsupportedError,
 )
@@ -126,9 +124,14 @@ class StompSession:
     def _refusal(self, message: Outgoing) -> MQError | None:
         """What the server has no means for is refused before anything leaves."""
         can = self.capabilities
-        asked = {"delay": message.delay, "priority": message.priority, "group_id": message.group_id}
-        for name, wanted in (*asked.items(), ("dedup_id", message.dedup_id)):
-            if (wanted if name == "delay" else wanted is not None) and getattr(can, name) is Support.UNSUPPORTED:
+        asked = (
+            ("delay", can.delay, message.delay > 0),
+            ("priority", can.priority, message.priority is not None),
+            ("group_id", can.group_id, message.group_id is not None),
+            ("dedup_id", can.dedup_id, message.dedup_id is not None),
+        )
+        for name, support, wanted in asked:
+            if wanted and support is Support.UNSUPPORTED:
                 return UnsupportedError(f"{self._dialect.name} has no {name} over STOMP")
         return None
 
@@ -170,31 +173,19 @@ class StompSession:
                 failures[place] = UnsupportedError(text)
         try:
             if acks:
-                self._note(
-                    acks, verdicts, self._settler.ack([verdicts[place].of for place in acks], deadline), failures
-                )
+                failed = self._settler.ack([verdicts[place].of for place in acks], deadline)
+                failures.update((acks[index], error) for index, error in failed.items())
             if moves:
-                self._note(moves, verdicts, self._settler.move(self._moves(moves, verdicts), deadline), failures)
+                failed = self._settler.move(self._moves(moves, verdicts), deadline)
+                failures.update((moves[index], error) for index, error in failed.items())
             if back:
                 self._release(back, verdicts, failures, deadline)
             done = [verdicts[place].of for place in (*acks, *moves, *back) if not _keeps(failures.get(place))]
             self._consumer.settled(done, deadline)
-        except RequestTimeoutError as exc:
-            self._settler.lose(
-                str(exc)
-            )  # the verdicts are carried out, and the windows do not fit: the next call says so
-        except ConnectionLostError as exc:
+        except MQError as exc:
+            # The verdicts are carried out, and the windows cannot be made to fit: the next call says so.
             self._settler.lose(str(exc))
         return failures
-
-    def _note(
-        self,
-        places: Sequence[int],
-        verdicts: Sequence[Verdict],
-        failed: dict[int, MQError],
-        failures: dict[int, MQError],
-    ) -> None:
-        failures.update((places[index], error) for index, error in failed.items())
 
     def _moves(self, places: Sequence[int], verdicts: Sequence[Verdict]) -> list[Move]:
         moves = []
@@ -216,7 +207,7 @@ class StompSession:
             by_queue.setdefault(verdicts[place].of.queue, []).append(place)
         for queue, ones in by_queue.items():
             failed = self._settler.give_back([verdicts[place].of for place in ones], self._target(queue), deadline)
-            self._note(ones, verdicts, failed, failures)
+            failures.update((ones[index], error) for index, error in failed.items())
 
     # --- the connection -----------------------------------------------------------------------------------------------
 

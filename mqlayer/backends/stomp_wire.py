@@ -304,6 +304,14 @@ def _is_text(message: Outgoing) -> bool:
 
 
 def _check_size(message: Outgoing, headers: Sequence[tuple[str, str]], dialect: Dialect) -> None:
+    longest = dialect.name_max_bytes
+    if longest is not None:
+        for text in (message.content_type, message.correlation_id, *message.headers):
+            if text is not None and len(text.encode("utf-8", "replace")) > longest:
+                raise HeaderError(
+                    f"{text[:40]!r}… is longer than the {longest} bytes that {dialect.name} takes",
+                    message_id=message.id,
+                )
     spare = COPY_ROOM if message.trail.copied_from is None else 0
     total = 0
     for name, value in headers:

@@ -330,7 +330,7 @@ class TestConfigurations:
 class TestIdleConnections:
     def test_one_that_is_idle_makes_no_reconnect(self, broker: ActiveMQ) -> None:
         """Neither one that was never used, nor one with a producer and a consumer; nor one whose handler blocks."""
-        heartbeat = 1 if IDLE < 60 else 30
+        heartbeat = 1 if IDLE < 60 else 10
         queue = broker.queue()
         with mqlayer.connect(f"{broker.url}/?heartbeat={heartbeat}") as unused:
             with (

@@ -205,6 +205,7 @@ class TestMessages:
             ({"long": "x" * 10_240}, ACTIVEMQ),
             ({"long": ":" * 6_000}, ACTIVEMQ),  # doubled by the escapes
             ({f"h{n}": "" for n in range(901)}, ACTIVEMQ),
+            ({"n" * 256: ""}, RABBITMQ),
         ],
     )
     def test_headers_that_the_server_acts_on_or_does_not_take(self, headers: dict[str, str], dialect: Dialect) -> None:

@@ -10,6 +10,7 @@ import mqlayer
 from mqlayer.backends.rabbitmq_session import capabilities as rabbitmq_capabilities
 from mqlayer.backends.sqs_session import capabilities as sqs_capabilities
 from mqlayer.backends.sqs_wire import SIZE_MAX
+from mqlayer.backends.stomp_dialects import ACTIVEMQ, ARTEMIS, RABBITMQ
 from mqlayer.driver import Capabilities
 from mqlayer.layers.emulated import emulated_capabilities
 
@@ -28,6 +29,8 @@ def columns() -> dict[str, Capabilities]:
         found[f"RabbitMQ {kind}"] = emulated_capabilities(native)
     for title, fifo in (("SQS standard", False), ("SQS FIFO", True)):
         found[title] = emulated_capabilities(sqs_capabilities(fifo=fifo, size_max=SIZE_MAX))
+    for name, dialect in (("ActiveMQ", ACTIVEMQ), ("Artemis", ARTEMIS), ("RabbitMQ STOMP", RABBITMQ)):
+        found[name] = emulated_capabilities(dialect.capabilities)
     return found
 
 

@@ -38,7 +38,7 @@ def _shown(default):
     return f"`{default.value if isinstance(default, Enum) else default}`"
 
 
-@pytest.mark.parametrize("scheme", ["memory", "sqlite", "amqp", "sqs"])
+@pytest.mark.parametrize("scheme", ["memory", "sqlite", "amqp", "sqs", "stomp"])
 def test_options_and_defaults(scheme):
     assert documented(BACKENDS, f"Options of `{scheme}://`") == declared(backend_factory(scheme).options)
 
@@ -50,7 +50,7 @@ def test_common_options():
 
 
 def test_every_installed_scheme_is_there():
-    ours = {"memory", "sqlite", "amqp", "amqps", "sqs"}
+    ours = {"memory", "sqlite", "amqp", "amqps", "sqs", "stomp", "stomp+ssl"}
     assert ours <= set(schemes())
     for scheme in ours:
         assert f"`{scheme}://" in BACKENDS

@@ -27,10 +27,12 @@ def receive(stage: Stage, consumer: Consumer, what: str = "a message", *, timeou
     return delivery
 
 
-def receive_all(stage: Stage, mq: Connection, queue: str, number: int) -> list[Delivery]:
+def receive_all(
+    stage: Stage, mq: Connection, queue: str, number: int, *, prefetch: int | None = None
+) -> list[Delivery]:
     """Receive and ack that many, and see that there are no more."""
     deliveries: list[Delivery] = []
-    with mq.consumer(queue) as consumer:
+    with mq.consumer(queue, prefetch=prefetch) as consumer:
         for place in range(number):
             delivery = receive(stage, consumer, f"message {place + 1} of {number}")
             delivery.ack()

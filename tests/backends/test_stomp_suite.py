@@ -1,0 +1,16 @@
+"""The durability suite over ``stomp://``, on servers of its own."""
+
+from mqlayer.testing.harnesses import ActiveMQ, Artemis, RabbitMQStomp
+from mqlayer.testing.suite import DurabilitySuite
+
+
+class TestActiveMQ(DurabilitySuite):
+    harness = ActiveMQ()
+
+
+class TestArtemis(DurabilitySuite):
+    harness = Artemis()
+
+
+class TestRabbitMQStomp(DurabilitySuite):
+    harness = RabbitMQStomp()
