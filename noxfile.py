@@ -35,10 +35,10 @@ def unit(session: nox.Session) -> None:
 
 @nox.session
 def suite(session: nox.Session) -> None:
-    """The durability suite, profile quick, on every column, two at a time; each server is really killed."""
+    """The durability suite, profile quick, on every column, three at a time; each server is really killed."""
     session.install("-e", ".[dev]")
     # A column waits most of its time for servers to start, for leases to end, or to be sure that nothing more comes.
-    together = ("-n", "2", "--dist", "loadscope")
+    together = ("-n", "3", "--dist", "loadscope")
     session.run("pytest", "tests", "-m", "suite", *together, *session.posargs, env={"MQLAYER_PROFILE": "quick"})
 
 
