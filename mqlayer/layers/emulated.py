@@ -33,7 +33,7 @@ from mqlayer.policy import failed_trail, flagged_trail, released_trail, split_de
 
 __all__ = ["Emulated", "emulated_capabilities", "native_capabilities"]
 
-COPY_LEASE = 30.0  #: seconds of the lease in which a copy is made and its original acked
+COPY_LEASE = 10.0  #: seconds of the lease in which a copy is made and its original acked
 EARLY = 0.02  #: seconds by which a message that waited on the broker may be early and still be handed over
 log = logging.getLogger("mqlayer")
 

@@ -106,6 +106,15 @@ class TestCopies:
         assert session.settle([Nack(incoming("m1"))], 5.0) == {0: error}
         assert inner.sent_ids == ["m1"]
 
+    def test_a_lease_is_extended_before_a_copy_is_made_and_nothing_is_copied_of_what_is_gone(self) -> None:
+        session, inner, _ = layer(replace(BARE, timed_lease=True))
+        held = delivered(session, inner, incoming("a"), incoming("b"))
+        inner.on("settle", {0: StaleDeliveryError("its lease is over")})
+        failures = session.settle([Nack(one) for one in held], 1.0)
+        assert {place: type(error) for place, error in failures.items()} == {0: StaleDeliveryError}
+        assert inner.sent_ids == ["b"]
+        assert verbs(inner)[-3:] == ["settle", "send", "settle"]
+
     def test_each_failure_keeps_its_place(self) -> None:
         session, inner, _ = layer()
         a, b, c, d = (incoming(name) for name in "abcd")

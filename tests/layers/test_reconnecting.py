@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -447,3 +448,68 @@ class TestSettling:
         session.receive(1, 0.0)
         assert session.settle([Ack(incoming("a")), Ack(incoming("b"))], 5.0) == {1: error}
         assert not live.closed
+
+
+class TestTooBusy:
+    """A broker that asks to slow down."""
+
+    def test_a_receive_pauses_and_asks_again_later(self) -> None:
+        first = FakeSession()
+        first.on("receive", ThrottledError("slow down"))
+        pauses: list[int] = []
+
+        def back_off(attempt: int, random: float) -> float:
+            pauses.append(attempt)
+            return 0.2
+
+        session, _ = reconnecting(first, back_off=back_off)
+        session.subscribe("q", 1, None, 5.0)
+        assert session.receive(1, 0.05) == ()
+        assert session.receive(1, 0.05) == ()
+        assert len(first.named("receive")) == 1, "it is not asked during the pause"
+        first.deliver(incoming("a"))
+        begun = time.monotonic()
+        found: list[Any] = []
+        while not found and time.monotonic() < begun + PATIENCE:
+            found += session.receive(1, 0.05)
+        assert [one.message.id for one in found] == ["a"]
+        assert pauses == [0]
+
+    def test_wake_ends_the_pause_of_one_call(self) -> None:
+        first = FakeSession()
+        first.on("receive", ThrottledError("slow down"))
+        session, _ = reconnecting(first, back_off=lambda attempt, random: PATIENCE)
+        session.subscribe("q", 1, None, 5.0)
+        session.wake()
+        assert session.receive(1, PATIENCE) == ()
+
+    def test_verdicts_that_it_was_too_busy_for_are_given_again(self) -> None:
+        first = FakeSession()
+        first.on("settle", {1: ThrottledError("slow down")})
+        session, _ = reconnecting(first)
+        session.subscribe("q", 2, None, 5.0)
+        first.deliver(incoming("a"), incoming("b"))
+        held: list[Any] = []
+        while len(held) < 2:
+            held += session.receive(2, 5.0)
+        assert session.settle([Ack(one) for one in held], 5.0) == {}
+        assert len(first.named("settle")) == 2
+        assert [verdict.of.message.id for verdict in first.settled][-1] == "b"
+
+    def test_questions_are_asked_again_until_their_time_is_up(self) -> None:
+        first = FakeSession()
+        first.on("stats", ThrottledError("slow down"))
+        session, _ = reconnecting(first)
+        session.stats("q", 5.0)
+        first.every("stats", ThrottledError("slow down"))
+        with pytest.raises(ThrottledError):
+            session.stats("q", 0.05)
+
+    def test_what_comes_with_a_look_at_the_connection_is_handed_over(self) -> None:
+        first = FakeSession()
+        session, _ = reconnecting(first)
+        session.subscribe("q", 1, None, 5.0)
+        first.on("send", {0: NotSentError("not now")})
+        first.on("receive", [incoming("early")])
+        assert session.send("q", [outgoing("x")], 5.0) == {}
+        assert [one.message.id for one in session.receive(1, 5.0)] == ["early"]

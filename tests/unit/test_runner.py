@@ -13,7 +13,7 @@ from mqlayer.driver import Support
 from mqlayer.errors import ConnectionLostError
 from mqlayer.testing.__main__ import main
 from mqlayer.testing.catalogue import CATALOGUE, Criterion
-from mqlayer.testing.harness import BackendHarness, Claims, HarnessError, Reach, find_harness
+from mqlayer.testing.harness import BackendHarness, Claims, Deviation, HarnessError, Reach, find_harness
 from mqlayer.testing.harnesses import Memory
 from mqlayer.testing.records import Document, Record, Verdict
 from mqlayer.testing.runner import Column, is_red, run
@@ -451,3 +451,21 @@ def test_importing_the_helpers_loads_no_test_library_and_no_client():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert json.loads(done.stdout.replace("'", '"')) == []
+
+
+@pytest.mark.parametrize(
+    ("seen", "reason", "becomes"),
+    [
+        (Verdict.FAIL, "2 came back after the kill", Verdict.UNSUPPORTED),
+        (Verdict.FAIL, "something else broke", Verdict.FAIL),
+        (Verdict.PASS, "", Verdict.FAIL),
+        (Verdict.ERROR, "2 came back after the kill", Verdict.ERROR),
+    ],
+)
+def test_what_the_server_itself_breaks_has_to_fail_in_the_way_that_is_said(
+    seen: Verdict, reason: str, becomes: Verdict
+) -> None:
+    deviation = Deviation(behaviour="the server forgets", seen="came back")
+    found, why = verdict(Demand(Kind.DEVIATES, ("sigkill",), deviation), seen, reason)
+    assert found is becomes
+    assert ("the server forgets" in why) is (becomes is Verdict.UNSUPPORTED or seen is Verdict.PASS)

@@ -37,6 +37,7 @@ __all__ = [
     "sends_were_answered",
 ]
 
+SLOWEST = 40.0  #: messages that a drain takes in a second, at the least
 LEASE = 4.0  #: seconds of the leases that end with a kill; a busy machine must not end them earlier
 ACK_SETTLE = (
     0.5  #: seconds after which an ack that was written in order counts as arrived, where the broker does not answer
@@ -165,6 +166,8 @@ def drain_and_judge(
         ack_settle: As for ``Expect``, where the broker does not confirm acks.
     """
     silence = SHORTLY if nobody_held else quiet(stage)
+    confirmed = sum(event.type is EventType.PUBLISH and event.phase is Phase.OK for event in stage.history())
+    deadline = max(deadline, 30.0 + confirmed / SLOWEST)
     drained = stage.drain(site, *queues, quiet=silence, deadline=deadline, **(query or {}))
     expect = Expect(
         drained=drained.drained,
