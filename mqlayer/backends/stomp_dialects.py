@@ -26,7 +26,6 @@ class Dialect:
         prefetch_header: What limits a subscription; ``None``: nothing does.
         one_by_one: The limit is in bytes, so a window of *n* is *n* subscriptions with one delivery each.
         groups_sends: A transaction of several SENDs is one write to the disk, and its COMMIT the confirm of all.
-        groups_acks: … and so are ACKs in it. Both together: a copy and the ack of its original are one step.
         stops_flow: An exclusive consumer that wants nothing stops the others, so that a subscription can end without
             anything on its way to it.
         returns_uncounted: What UNSUBSCRIBE gives back is not flagged.
@@ -48,7 +47,6 @@ class Dialect:
     prefetch_header: str | None = None
     one_by_one: bool = False
     groups_sends: bool = False
-    groups_acks: bool = False
     stops_flow: bool = False
     returns_uncounted: bool = False
     may_lack_scheduler: bool = False
@@ -118,7 +116,6 @@ ACTIVEMQ = Dialect(
     quoted="%,*>?:\\",
     prefetch_header="activemq.prefetchSize",
     groups_sends=True,
-    groups_acks=True,
     stops_flow=True,
     may_lack_scheduler=True,
     ends_on_error=False,

@@ -309,6 +309,9 @@ class TestConfigurations:
                 assert delivery is not None
                 with pytest.raises(mqlayer.errors.RefusedError):
                     delivery.reject("nowhere to go")
+                with consumer.receive(timeout=T) as message:
+                    assert message.payload == "the connection serves on", "it went back, and comes again at once"
+            mq.producer("open.q").send("the connection serves on")
             with mq.consumer("open.q") as consumer, consumer.receive(timeout=T) as message:
                 assert message.payload == "the connection serves on"
 
