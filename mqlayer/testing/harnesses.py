@@ -129,7 +129,7 @@ class SQSElasticMQ(BackendHarness):
 
 
 class SQSElasticMQFifo(SQSElasticMQ):
-    """… with FIFO queues."""
+    """… with FIFO queues. Not among ``ALL`` yet: see "The server of the tests" in ``docs/backends.md``."""
 
     name = "sqs-elasticmq-fifo"
     configuration = "fifo"
@@ -243,7 +243,6 @@ ALL: tuple[type[BackendHarness], ...] = (
     RabbitMQQuorum,
     RabbitMQClassic,
     SQSElasticMQ,
-    SQSElasticMQFifo,
     ActiveMQ,
     Artemis,
     RabbitMQStomp,

@@ -1,12 +1,8 @@
 """The durability suite over ``sqs://``, on ElasticMQ."""
 
-from mqlayer.testing.harnesses import SQSElasticMQ, SQSElasticMQFifo
+from mqlayer.testing.harnesses import SQSElasticMQ
 from mqlayer.testing.suite import DurabilitySuite
 
 
 class TestSQSElasticMQ(DurabilitySuite):
     harness = SQSElasticMQ()
-
-
-class TestSQSElasticMQFifo(DurabilitySuite):
-    harness = SQSElasticMQFifo()
