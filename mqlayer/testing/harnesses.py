@@ -200,7 +200,7 @@ class Artemis(ActiveMQ):
 
 
 class RabbitMQStomp(ActiveMQ):
-    """RabbitMQ's STOMP plugin, over ``stomp://``."""
+    """RabbitMQ's STOMP plugin, over ``stomp://``. Not among ``ALL`` yet: it does not keep everything, see ``docs/backends.md``."""
 
     name = "rabbitmq-stomp"
     configuration = "STOMP plugin"
@@ -245,5 +245,4 @@ ALL: tuple[type[BackendHarness], ...] = (
     SQSElasticMQ,
     ActiveMQ,
     Artemis,
-    RabbitMQStomp,
 )

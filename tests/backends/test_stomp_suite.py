@@ -1,6 +1,6 @@
 """The durability suite over ``stomp://``, on servers of its own."""
 
-from mqlayer.testing.harnesses import ActiveMQ, Artemis, RabbitMQStomp
+from mqlayer.testing.harnesses import ActiveMQ, Artemis
 from mqlayer.testing.suite import DurabilitySuite
 
 
@@ -10,7 +10,3 @@ class TestActiveMQ(DurabilitySuite):
 
 class TestArtemis(DurabilitySuite):
     harness = Artemis()
-
-
-class TestRabbitMQStomp(DurabilitySuite):
-    harness = RabbitMQStomp()
