@@ -1,10 +1,8 @@
 """Killed again and again under load: F10."""
 
 import threading
-import time
 
 from mqlayer.testing.checker import Floors
-from mqlayer.testing.sites import Site
 from mqlayer.testing.stage import Stage
 from mqlayer.testing.suite.criterion import Outcome, criterion
 from mqlayer.testing.suite.survival import (
@@ -21,7 +19,6 @@ __all__ = ["every_message_is_accounted_for_over_twenty_kills"]
 
 PHASES = ("publish", "consume", "ack", "any")
 UPTIME_MIN = 0.3
-FASTEST, SLOWEST = 0.003, 0.02  #: seconds for which a consumer holds a delivery
 
 
 @criterion("F10", limit=900)
@@ -33,8 +30,8 @@ def every_message_is_accounted_for_over_twenty_kills(stage: Stage) -> Outcome:
     queue = stage.queue()
     rate = 400
     sending = {"queue": queue, "how": "submit", "rate": rate}
-    taking = {"queues": [queue], "prefetch": 50, "nack_every": 7, "reject_every": 5} | lease(stage)
-    taking["ack_after"] = _pace(stage, site)
+    # Slower than the producers, so that there is always something to lose.
+    taking = {"queues": [queue], "prefetch": 50, "ack_after": 0.003, "nack_every": 7, "reject_every": 5} | lease(stage)
     # One producer waits an outage out and sends again, the other one is told that it does not know.
     jobs = [("produce", sending), ("produce", sending | {"timeout": 1.0}), ("consume", taking), ("consume", taking)]
     load = Load(site, jobs)
@@ -53,22 +50,6 @@ def every_message_is_accounted_for_over_twenty_kills(stage: Stage) -> Outcome:
         confirmed=number, deliveries=number, kills=kills, kills_with_traffic=kills, kills_in_flight=in_flight
     )
     return drain_and_judge(stage, site, queue, f"{queue}.dead", floors=floors, deadline=60 + number / 100)
-
-
-def _pace(stage: Stage, site: Site) -> float:
-    """Seconds for which a consumer holds a delivery: two of them are to be slower than the producers, so that there is
-    always something to lose. Some brokers confirm a hundred messages a second; a store of ours does thousands."""
-    if not stage.has_server:
-        return FASTEST
-    number = 100
-    mq = site.connect()
-    with mq.producer(stage.queue("pace")) as producer:
-        producer.send("makes the queue")
-        begun = time.monotonic()
-        producer.send_many(range(number))
-        took = time.monotonic() - begun
-    mq.close()
-    return min(max(2 * took / number, FASTEST), SLOWEST)
 
 
 def _work_until_a_random_moment(stage: Stage, progress: Progress, share: int, phase: str) -> None:
