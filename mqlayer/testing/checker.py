@@ -47,7 +47,7 @@ class Floors:
         kills: Server kills whose end proves them: see :meth:`Ledger.fault`.
         kills_with_traffic: … with a confirmed publish or a delivery both before and after.
         kills_in_publish: … after the first publish began and before the last one did.
-        kills_in_flight: … that hit at least one delivery without a settlement, or with one that had no answer yet.
+        kills_in_flight: … that hit at least one unsettled delivery.
         in_flight: Unsettled deliveries hit, over all server and actor kills.
         acks_in_doubt: Settlements without an answer when a fault began.
         stops, actor_kills, connection_faults: Other faults, as far as their ends prove them.

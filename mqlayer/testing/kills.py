@@ -90,8 +90,7 @@ class Kills:
             "kills": len(kills),
             "kills_with_traffic": self._with_traffic(kills),
             "kills_in_publish": sum(self._in_publish(kill) for kill in kills),
-            # A settlement without an answer is no settlement: where acks are confirmed, consumers spend their time there.
-            "kills_in_flight": sum(kill.in_flight + kill.in_doubt > 0 for kill in kills),
+            "kills_in_flight": sum(kill.in_flight > 0 for kill in kills),
             "in_flight": sum(kill.in_flight for kill in kills + actors),
             "acks_in_doubt": sum(kill.in_doubt for kill in proved),
             "stops": sum(kill.kind is Fault.SERVER_STOP for kill in proved),

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,7 @@ class Drain:
             finally:
                 room.release()
 
+        asked: list[Future[None]] = []
         end = time.monotonic() + self.deadline * work.multiplier
         received, drained = 0, False
         while not drained and (left := end - time.monotonic()) > 0:
@@ -79,7 +80,7 @@ class Drain:
             if delivery is not None:
                 id = note_delivery(work.ledger, delivery)
                 room.acquire()
-                acks.submit(ack, id, delivery)
+                asked.append(acks.submit(ack, id, delivery))
                 missing.discard(id or "")
                 received += 1
             elif left < self.quiet:
@@ -90,6 +91,8 @@ class Drain:
                 break
             else:
                 missing &= _confirmed_and_not_seen(work.ledgers)  # others may have received them since
+        for acked in asked:
+            acked.result()  # a ledger that could not be written, say, must not vanish
         return received, drained
 
 
